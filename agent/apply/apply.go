@@ -1,0 +1,381 @@
+// Package apply puts addresses on ENIs through the EC2 API, IPv4 and IPv6, and says for each address what came of it.
+//
+// [Applier.Attempt] makes one attempt for one ENI: as few calls as possible, no waiting, no retry of what EC2 did not settle.
+// Waiting and trying again is the caller's, so that a mode can choose what it waits for.
+package apply
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+)
+
+// EC2 is what an [Applier] needs of EC2. Failures are [*OpError]. [*Client] is the real one.
+type EC2 interface {
+	AssignIPv4(ctx context.Context, eni string, addrs []netip.Addr, reassign bool) ([]netip.Addr, error)
+	AssignIPv6(ctx context.Context, eni string, addrs []netip.Addr) error
+	UnassignIPv6(ctx context.Context, eni string, addrs []netip.Addr) error
+	Holders(ctx context.Context, subnet string, addrs []netip.Addr) (map[netip.Addr]Holder, error)
+	Unmanaged(ctx context.Context, eni string) (bool, error)
+}
+
+// Claim is one address that is to be on one ENI. A claim is carried from attempt to attempt until it is settled.
+type Claim struct {
+	// Addr is the address.
+	Addr netip.Addr
+	// ENI is the network interface that is to hold it, Subnet that ENI's subnet.
+	ENI, Subnet string
+	// CheckHolder demands that the ENI, and the present holder of the address, are known not to be the VPC CNI's before
+	// anything is assigned or moved.
+	CheckHolder bool
+
+	// unsure is set once a call for the address went without a usable answer: what it did must be read before it is repeated,
+	// or a newer claim by somebody else would be undone.
+	unsure bool
+	// before is the ENI that held the address when it was first read, "" when none did or nothing was read yet.
+	before string
+	// read is set once before is known.
+	read bool
+	// alone counts refusals of the address alone while nobody was seen to hold it.
+	alone int
+}
+
+// Verdict is what came of a claim in one attempt.
+type Verdict int
+
+// The verdicts of an [Outcome].
+const (
+	// Done: EC2's own answer says that the address is on the ENI.
+	Done Verdict = iota
+	// Again: not settled; Err says why, and its class how long to wait.
+	Again
+	// Rejected: the address cannot be on the ENI; Err says why and what to do.
+	Rejected
+	// Forbidden: the credentials do not permit it.
+	Forbidden
+	// Yielded: somebody else claimed the address after us and keeps it.
+	Yielded
+)
+
+// Outcome is the verdict on one claim.
+type Outcome struct {
+	Claim   Claim
+	Verdict Verdict
+	// Err is nil for Done.
+	Err error
+}
+
+// aloneLimit is how often EC2 may refuse an IPv6 address that nobody seems to hold before that is believed: searches lag behind
+// assignments, so the true holder may just not be visible yet.
+const aloneLimit = 6
+
+// moveRounds bounds how often one attempt takes IPv6 addresses off other ENIs: more than once means that somebody else is
+// claiming them at the same time, and that is settled with pauses, not at full speed.
+const moveRounds = 2
+
+// Applier makes attempts. It keeps nothing between them.
+type Applier struct {
+	EC2 EC2
+	Log *slog.Logger
+}
+
+// Attempt tries once to put the claims on their common ENI. Every claim has exactly one outcome, in no particular order.
+func (a *Applier) Attempt(ctx context.Context, eni, subnet string, claims []Claim) []Outcome {
+	t := &attempt{Applier: a, eni: eni, subnet: subnet}
+	for _, family := range [][]Claim{only(claims, netip.Addr.Is4), only(claims, netip.Addr.Is6)} {
+		if family = t.vet(ctx, family); len(family) == 0 {
+			continue
+		}
+		if family[0].Addr.Is4() {
+			t.claimIPv4(ctx, family)
+		} else {
+			t.assignIPv6(ctx, family, 0)
+		}
+	}
+	return t.outcomes
+}
+
+// attempt collects the outcomes of one attempt on one ENI.
+type attempt struct {
+	*Applier
+	eni, subnet string
+	outcomes    []Outcome
+}
+
+func (t *attempt) settle(v Verdict, err error, claims ...Claim) {
+	for _, c := range claims {
+		t.outcomes = append(t.outcomes, Outcome{Claim: c, Verdict: v, Err: err})
+	}
+}
+
+// fail settles claims whose call failed with something that is not about one of the addresses.
+func (t *attempt) fail(err error, claims ...Claim) {
+	class := ClassOf(err)
+	if class == Denied {
+		t.settle(Forbidden, err, claims...)
+		return
+	}
+	for _, c := range claims {
+		c.unsure = c.unsure || !class.Certain()
+		t.settle(Again, err, c)
+	}
+}
+
+// vet reads who holds what where that must be known before a call: in subnets the VPC CNI draws from, and after a call whose
+// effect is unknown. It gives the claims that still need a call.
+func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
+	if slices.ContainsFunc(claims, func(c Claim) bool { return c.CheckHolder }) {
+		unmanaged, err := t.EC2.Unmanaged(ctx, t.eni)
+		if err != nil {
+			t.fail(err, claims...)
+			return nil
+		}
+		if !unmanaged {
+			for _, c := range claims {
+				t.settle(Rejected, fmt.Errorf("assign %s to %s: the ENI is not tagged %s=true and lies in a subnet the VPC CNI draws from, "+
+					"so the VPC CNI manages it and would give the address away: tag the ENI (when it is created)", c.Addr, t.eni, noManageTag), c)
+			}
+			return nil
+		}
+	}
+	ask, free := partition(claims, func(c Claim) bool { return c.CheckHolder || c.unsure })
+	if len(ask) == 0 {
+		return free
+	}
+	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(ask))
+	if err != nil {
+		t.fail(err, ask...)
+		return free
+	}
+	for _, c := range ask {
+		if c, call := t.judge(c, held); call {
+			free = append(free, c)
+		}
+	}
+	return free
+}
+
+// judge decides from the present holder whether a claim may still be pressed.
+func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
+	h, ok := held[c.Addr]
+	switch {
+	case ok && h.ENI == t.eni:
+		t.settle(Done, nil, c)
+		return c, false
+	case ok && h.Primary:
+		t.settle(Rejected, primaryError(c.Addr, t.eni, h), c)
+		return c, false
+	case ok && c.CheckHolder && !h.Unmanaged:
+		t.settle(Rejected, fmt.Errorf("assign %s to %s: %s holds it and is not tagged %s=true in a subnet the VPC CNI draws from, "+
+			"so the address belongs to the VPC CNI's pool: keep the range of the NetworkAttachmentDefinition out of that subnet, "+
+			"or reserve it (explicit subnet CIDR reservation)", c.Addr, t.eni, h.ENI, noManageTag), c)
+		return c, false
+	case ok && c.read && h.ENI != c.before:
+		t.settle(Yielded, &OpError{Op: "claim", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
+			Err: fmt.Errorf("%s claimed the address meanwhile and keeps it", h.ENI)}, c)
+		return c, false
+	}
+	c.read, c.before = true, h.ENI
+	return c, true
+}
+
+func primaryError(addr netip.Addr, eni string, h Holder) error {
+	return fmt.Errorf("assign %s to %s: it is a primary address of %s, which can never move: exclude it from the range of the "+
+		"NetworkAttachmentDefinition, or reserve the range (explicit subnet CIDR reservation)", addr, eni, h.ENI)
+}
+
+// claimIPv4 makes one call for all addresses, and allows EC2 to move those that other ENIs hold. Only where the VPC CNI draws
+// from the subnet, addresses that nobody held a moment ago are assigned without that: the VPC CNI might have taken one since.
+func (t *attempt) claimIPv4(ctx context.Context, claims []Claim) {
+	careful, free := partition(claims, func(c Claim) bool { return c.CheckHolder && c.before == "" })
+	if len(free) > 0 {
+		t.assignIPv4(ctx, free, true)
+	}
+	if len(careful) > 0 {
+		t.assignIPv4(ctx, careful, false)
+	}
+}
+
+func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool) {
+	answered, err := t.EC2.AssignIPv4(ctx, t.eni, addrsOf(claims), reassign)
+	switch class := ClassOf(err); {
+	case err == nil:
+		named, unnamed := partition(claims, func(c Claim) bool { return slices.Contains(answered, c.Addr) })
+		t.settle(Done, nil, named...)
+		t.verify(ctx, unnamed)
+	case class != Refused && class != Full:
+		t.fail(err, claims...)
+	case len(claims) == 1 && class == Full:
+		t.settle(Again, err, claims...)
+	case len(claims) == 1:
+		t.explainIPv4(ctx, claims[0], err)
+	default:
+		// EC2 refuses the whole batch for one address. Halving finds the bad one and lets the good ones pass.
+		half := len(claims) / 2
+		t.assignIPv4(ctx, claims[:half], reassign)
+		t.assignIPv4(ctx, claims[half:], reassign)
+	}
+}
+
+// verify reads the holders of addresses that a successful answer did not name.
+func (t *attempt) verify(ctx context.Context, claims []Claim) {
+	if len(claims) == 0 {
+		return
+	}
+	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(claims))
+	if err != nil {
+		t.fail(err, claims...)
+		return
+	}
+	for _, c := range claims {
+		if held[c.Addr].ENI == t.eni {
+			t.settle(Done, nil, c)
+			continue
+		}
+		c.unsure = true
+		t.settle(Again, fmt.Errorf("assign %s to %s: EC2 accepted the call without naming the address, and does not show it on the ENI yet", c.Addr, t.eni), c)
+	}
+}
+
+// explainIPv4 settles an address that EC2 refuses alone. What holds it says more than EC2's text.
+func (t *attempt) explainIPv4(ctx context.Context, c Claim, refusal error) {
+	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf([]Claim{c}))
+	if err != nil {
+		// The refusal stands without the explanation: a client without permission to search still gets EC2's own words.
+		t.Log.DebugContext(ctx, "cannot read the holder of a refused address", "address", c.Addr, "error", err)
+		held = nil
+	}
+	switch h, ok := held[c.Addr]; {
+	case ok && h.ENI == t.eni:
+		t.settle(Done, nil, c)
+	case ok && h.Primary:
+		t.settle(Rejected, primaryError(c.Addr, t.eni, h), c)
+	case ok && c.CheckHolder && c.before != h.ENI:
+		// Somebody took it between the look and the call; the next attempt looks, and judges, again.
+		c.read = false
+		t.settle(Again, refusal, c)
+	default:
+		t.settle(Rejected, fmt.Errorf("EC2 refuses %s: %w", c.Addr, refusal), c)
+	}
+}
+
+// assignIPv6 assigns, and on refusal reads the holders, takes the addresses off them and assigns again. Only then: EC2 has no
+// reassignment for IPv6, and in the common case nobody holds the address and one call does.
+func (t *attempt) assignIPv6(ctx context.Context, claims []Claim, round int) {
+	err := t.EC2.AssignIPv6(ctx, t.eni, addrsOf(claims))
+	switch class := ClassOf(err); {
+	case err == nil:
+		// The answer names only addresses that are new on the ENI, so success itself is the word that all are there.
+		t.settle(Done, nil, claims...)
+	case class == Full && len(claims) > 1:
+		half := len(claims) / 2
+		t.assignIPv6(ctx, claims[:half], round)
+		t.assignIPv6(ctx, claims[half:], round)
+	case class == Full:
+		t.settle(Again, err, claims...)
+	case class != Refused:
+		t.fail(err, claims...)
+	default:
+		t.resolveIPv6(ctx, claims, round, err)
+	}
+}
+
+// resolveIPv6 finds out why EC2 refused IPv6 addresses, and moves those that can be.
+func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, refusal error) {
+	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(claims))
+	if err != nil {
+		t.fail(err, claims...)
+		return
+	}
+	var unheld []Claim
+	elsewhere := map[string][]Claim{}
+	for _, c := range claims {
+		c, press := t.judge(c, held)
+		if !press {
+			continue
+		}
+		if c.before == "" {
+			unheld = append(unheld, c)
+		} else {
+			elsewhere[c.before] = append(elsewhere[c.before], c)
+		}
+	}
+	moved, settled := t.free(ctx, elsewhere, round, refusal)
+	ready := append(unheld, moved...)
+	switch {
+	case len(ready) == 0:
+	case len(moved) > 0 || settled || len(ready) < len(claims):
+		// Something has changed since the refusal, so the rest may pass now, together.
+		t.assignIPv6(ctx, ready, round+1)
+	case len(ready) > 1:
+		half := len(ready) / 2
+		t.assignIPv6(ctx, ready[:half], round)
+		t.assignIPv6(ctx, ready[half:], round)
+	default:
+		t.aloneIPv6(ready[0], refusal)
+	}
+}
+
+// free takes addresses off the ENIs that hold them. It gives the claims that nobody holds any more; settled tells that others
+// got their outcome here.
+func (t *attempt) free(ctx context.Context, elsewhere map[string][]Claim, round int, refusal error) (moved []Claim, settled bool) {
+	for holder, claims := range elsewhere {
+		if round >= moveRounds {
+			t.settle(Again, fmt.Errorf("move to %s: others keep claiming the address: %w", t.eni, refusal), claims...)
+			settled = true
+			continue
+		}
+		t.Log.InfoContext(ctx, "taking IPv6 addresses off the ENI that holds them", "holder", holder, "eni", t.eni, "addresses", addrsOf(claims))
+		switch err := t.EC2.UnassignIPv6(ctx, holder, addrsOf(claims)); {
+		case err == nil:
+			moved = append(moved, claims...)
+		case ClassOf(err) == Refused:
+			// EC2 takes nothing off an ENI that does not hold all of it: what was read is out of date, or has changed since. The
+			// next attempt reads afresh.
+			for _, c := range claims {
+				c.read, c.before = false, ""
+				t.settle(Again, err, c)
+			}
+			settled = true
+		default:
+			t.fail(err, claims...)
+			settled = true
+		}
+	}
+	return moved, settled
+}
+
+// aloneIPv6 settles an address that EC2 refuses alone and nobody is seen to hold.
+func (t *attempt) aloneIPv6(c Claim, refusal error) {
+	if c.alone++; c.alone < aloneLimit {
+		t.settle(Again, refusal, c)
+		return
+	}
+	t.settle(Rejected, fmt.Errorf("EC2 refuses %s, which no ENI of %s is seen to hold: %w", c.Addr, t.subnet, refusal), c)
+}
+
+func addrsOf(claims []Claim) []netip.Addr {
+	addrs := make([]netip.Addr, len(claims))
+	for i, c := range claims {
+		addrs[i] = c.Addr
+	}
+	return addrs
+}
+
+func only(claims []Claim, family func(netip.Addr) bool) []Claim {
+	yes, _ := partition(claims, func(c Claim) bool { return family(c.Addr) })
+	return yes
+}
+
+func partition(claims []Claim, test func(Claim) bool) (yes, no []Claim) {
+	for _, c := range claims {
+		if test(c) {
+			yes = append(yes, c)
+		} else {
+			no = append(no, c)
+		}
+	}
+	return yes, no
+}

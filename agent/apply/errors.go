@@ -1,0 +1,228 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	smithy "github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// Class is what an EC2 fault means for the caller. Callers switch on it and never on EC2's texts.
+type Class int
+
+// The classes of an [OpError].
+const (
+	// Unanswered: no answer, or one that cannot be read. The call may have taken effect.
+	Unanswered Class = iota
+	// Throttled: EC2 did nothing and wants to be asked later.
+	Throttled
+	// Unavailable: EC2 answered that it could not do it now. The call may have taken effect.
+	Unavailable
+	// Expired: the credentials are too old; fresh ones will do.
+	Expired
+	// NoCredentials: nobody gave credentials yet.
+	NoCredentials
+	// Full: the ENI (or the subnet) has no room for another address.
+	Full
+	// Gone: the ENI is not there, or not yet in a state to take addresses.
+	Gone
+	// Contested: another ENI claimed the address after us.
+	Contested
+	// Denied: the credentials do not permit the call, or are not valid at all.
+	Denied
+	// Refused: EC2 does not accept the request, because of one of its addresses.
+	Refused
+)
+
+var classNames = map[Class]string{
+	Unanswered: "unanswered", Throttled: "throttled", Unavailable: "unavailable", Expired: "expired", NoCredentials: "no-credentials",
+	Full: "full", Contested: "contested", Gone: "gone", Denied: "denied", Refused: "refused",
+}
+
+// String gives the class as logs and metrics name it.
+func (c Class) String() string { return classNames[c] }
+
+// Passing tells whether waiting can help.
+func (c Class) Passing() bool { return c != Denied && c != Refused }
+
+// Certain tells whether a failed call surely had no effect.
+func (c Class) Certain() bool { return c != Unanswered && c != Unavailable }
+
+// OpError is a failed EC2 call: what was tried, on which ENI, with which addresses, and what EC2 said.
+type OpError struct {
+	// Op is the EC2 action.
+	Op string
+	// ENI is the network interface the action was for, empty for a search.
+	ENI string
+	// Addrs are the addresses of the call.
+	Addrs []netip.Addr
+	// Code is EC2's error code, empty when there was no answer.
+	Code string
+	// RequestID is what AWS support asks for, empty when there was no answer.
+	RequestID string
+	// Class is what the fault means.
+	Class Class
+	// Err is the cause.
+	Err error
+}
+
+// Error implements error.
+func (e *OpError) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Op)
+	if len(e.Addrs) > 0 {
+		fmt.Fprintf(&b, " %s", joinAddrs(e.Addrs))
+	}
+	if e.ENI != "" {
+		fmt.Fprintf(&b, " on %s", e.ENI)
+	}
+	var api smithy.APIError
+	switch {
+	case e.Code != "" && errors.As(e.Err, &api):
+		fmt.Fprintf(&b, ": %s: %s", e.Code, oneLine(api.ErrorMessage()))
+	default:
+		fmt.Fprintf(&b, ": %s", oneLine(e.Err.Error()))
+	}
+	if e.RequestID != "" {
+		fmt.Fprintf(&b, " (request %s)", e.RequestID)
+	}
+	return b.String()
+}
+
+// Unwrap gives the cause.
+func (e *OpError) Unwrap() error { return e.Err }
+
+// ClassOf gives the class of an error of this package; what it does not know counts as unanswered.
+func ClassOf(err error) Class {
+	var op *OpError
+	if errors.As(err, &op) {
+		return op.Class
+	}
+	return Unanswered
+}
+
+// codes is the one place that tells what an EC2 error code means. Codes that are not here are judged by their HTTP status: 5xx
+// passes, any other is a refusal of the request. Throttling codes come from the SDK's own list.
+var codes = map[string]Class{
+	"PrivateIpAddressLimitExceeded":     Full,
+	"Ipv6AddressLimitExceeded":          Full,
+	"InsufficientFreeAddressesInSubnet": Full,
+	"InsufficientCidrBlocks":            Full,
+
+	"InvalidNetworkInterfaceID.NotFound": Gone,
+	"InvalidNetworkInterface.NotFound":   Gone,
+	"IncorrectState":                     Gone,
+	"IncorrectInstanceState":             Gone,
+	"InvalidInstanceID.NotFound":         Gone,
+
+	"UnauthorizedOperation":       Denied,
+	"AccessDenied":                Denied,
+	"AccessDeniedException":       Denied,
+	"AuthFailure":                 Denied,
+	"InvalidClientTokenId":        Denied,
+	"InvalidIdentityToken":        Denied,
+	"SignatureDoesNotMatch":       Denied,
+	"IncompleteSignature":         Denied,
+	"MissingAuthenticationToken":  Denied,
+	"OptInRequired":               Denied,
+	"UnrecognizedClientException": Denied,
+	"RequestExpired":              Expired,
+	"ExpiredToken":                Expired,
+	"ExpiredTokenException":       Expired,
+	"InternalError":               Unavailable,
+	"InternalFailure":             Unavailable,
+	"ServiceUnavailable":          Unavailable,
+	"Unavailable":                 Unavailable,
+	"RequestTimeout":              Unavailable,
+	"RequestTimeoutException":     Unavailable,
+	"IDPCommunicationError":       Unavailable,
+}
+
+// newOpError classifies what the SDK gave.
+func newOpError(op, eni string, addrs []netip.Addr, err error) *OpError {
+	e := &OpError{Op: op, ENI: eni, Addrs: addrs, Err: err}
+	var answer *smithyhttp.ResponseError
+	status := 0
+	if errors.As(err, &answer) {
+		status = answer.HTTPStatusCode()
+	}
+	var id interface{ ServiceRequestID() string }
+	if errors.As(err, &id) {
+		e.RequestID = id.ServiceRequestID()
+	}
+	var signing *credentialsError
+	if errors.As(err, &signing) {
+		e.Class = signing.class()
+		e.Code = codeOf(err)
+		return e
+	}
+	e.Code = codeOf(err)
+	e.Class = classify(e.Code, status)
+	return e
+}
+
+func codeOf(err error) string {
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode()
+	}
+	return ""
+}
+
+func classify(code string, status int) Class {
+	if _, throttled := retry.DefaultThrottleErrorCodes[code]; throttled || status == http.StatusTooManyRequests {
+		return Throttled
+	}
+	if c, known := codes[code]; known {
+		return c
+	}
+	switch {
+	case status >= http.StatusInternalServerError:
+		return Unavailable
+	case code == "" || code == "UnknownError":
+		// An answer whose body is not EC2's says nothing about the request.
+		return Unanswered
+	case status >= http.StatusBadRequest:
+		return Refused
+	}
+	return Unanswered
+}
+
+// credentialsError marks a failure to get credentials, which happens before anything is sent to EC2.
+type credentialsError struct{ err error }
+
+func (e *credentialsError) Error() string { return "get AWS credentials: " + e.err.Error() }
+func (e *credentialsError) Unwrap() error { return e.err }
+
+// class tells "there is none for you" from "could not ask". A role that is missing from metadata is a 404, a role that may not
+// be assumed is STS's AccessDenied.
+func (e *credentialsError) class() Class {
+	if c, known := codes[codeOf(e.err)]; known {
+		return c
+	}
+	var answer *smithyhttp.ResponseError
+	if errors.As(e.err, &answer) && answer.HTTPStatusCode() == http.StatusNotFound {
+		return Denied
+	}
+	if errors.Is(e.err, context.DeadlineExceeded) {
+		return Unanswered
+	}
+	return NoCredentials
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	s := make([]string, len(addrs))
+	for i, a := range addrs {
+		s[i] = a.String()
+	}
+	return strings.Join(s, ", ")
+}
+
+// oneLine keeps messages fit for a log line and a termination message.
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

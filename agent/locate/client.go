@@ -1,0 +1,123 @@
+package locate
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+)
+
+const (
+	// tokenTimeout bounds the wait for a session token (IMDSv2) before the agent goes on without one (IMDSv1). The SDK alone
+	// would spend five seconds on it.
+	tokenTimeout = time.Second
+	// requestTimeout bounds every other request to metadata.
+	requestTimeout = 2 * time.Second
+)
+
+// Dialer is what a [http.Transport] needs to open connections.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// New makes a client of the node's metadata service. The endpoint is IMDS's own unless the SDK's variables say otherwise
+// (AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, AWS_EC2_METADATA_DISABLED).
+func New(dialer Dialer) (*Metadata, error) {
+	env, err := config.NewEnvConfig()
+	if err != nil {
+		return nil, err
+	}
+	token := &tokenTransport{base: &http.Transport{
+		// Metadata is link-local: a proxy must never see these requests, they carry credentials.
+		Proxy:               nil,
+		DialContext:         dialer.DialContext,
+		MaxIdleConnsPerHost: parallelReads,
+		IdleConnTimeout:     5 * time.Second,
+	}}
+	client := imds.New(imds.Options{
+		Endpoint:          env.EC2IMDSEndpoint,
+		EndpointMode:      env.EC2IMDSEndpointMode,
+		ClientEnableState: env.EC2IMDSClientEnableState,
+		HTTPClient:        &http.Client{Transport: token},
+		// Two attempts: the second is for a token that expired between two requests.
+		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
+			o.MaxAttempts = 2
+			o.MaxBackoff = 50 * time.Millisecond
+		}),
+		EnableFallback: fallback(env),
+	})
+	return &Metadata{client: client, token: token}, nil
+}
+
+// fallback honours AWS_EC2_METADATA_V1_DISABLED.
+func fallback(env config.EnvConfig) aws.Ternary {
+	if env.EC2IMDSv1Disabled != nil && *env.EC2IMDSv1Disabled {
+		return aws.FalseTernary
+	}
+	return aws.UnknownTernary
+}
+
+// Client is the SDK's client, so that credentials and identity share one token and one connection.
+func (m *Metadata) Client() *imds.Client { return m.client }
+
+// tokenTransport bounds the wait for a session token. When none comes, it answers the SDK with 403, on which the SDK goes on
+// without tokens; a 401 to that makes the SDK ask for a token again.
+type tokenTransport struct {
+	base http.RoundTripper
+	lost atomic.Bool
+}
+
+// unanswered tells whether the last request for a token went without an answer.
+func (t *tokenTransport) unanswered() bool { return t.lost.Load() }
+
+// RoundTrip implements [http.RoundTripper].
+func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	timeout := requestTimeout
+	if req.Method == http.MethodPut {
+		timeout = tokenTimeout
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), timeout)
+	defer cancel()
+	resp, err := t.base.RoundTrip(req.WithContext(ctx))
+	if err == nil {
+		err = slurp(resp)
+	}
+	if req.Method == http.MethodPut {
+		noAnswer := err != nil && ctx.Err() != nil && req.Context().Err() == nil
+		t.lost.Store(noAnswer)
+		if noAnswer {
+			return withoutToken(req), nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// withoutToken is the answer that makes the SDK go on as with IMDSv1.
+func withoutToken(req *http.Request) *http.Response {
+	return &http.Response{
+		Status: "403 no answer to the request for a token", StatusCode: http.StatusForbidden,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{}, Body: http.NoBody, Request: req,
+	}
+}
+
+// slurp reads the body while the request's timeout still holds, so that the caller cannot be kept waiting by it.
+func slurp(resp *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if closeErr := resp.Body.Close(); err == nil {
+		err = closeErr
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return err
+}

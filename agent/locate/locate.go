@@ -1,0 +1,241 @@
+// Package locate finds out which ENIs the node has, from the instance metadata service (IMDS).
+//
+// Metadata is asked for identity only: which ENI has which MAC, device number, subnet and delegated prefixes. Its lists of
+// addresses are stale both ways and are not read here.
+package locate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"multus-ip-manager.io/agent/plan"
+)
+
+// parallelReads bounds the requests under way at once. All link-local services of an ENI share 1024 packets a second.
+const parallelReads = 8
+
+// ErrHopLimit means that the instance's metadata answers only with a session token, and that the answer with the token never
+// arrives: it is sent with the instance's hop limit, which is too small for a pod.
+var ErrHopLimit = errors.New("the metadata service demands a session token (IMDSv2) and its answer with the token does not reach this pod: " +
+	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more, or give the pod credentials that need no metadata")
+
+// ErrNoMetadata means that nothing, or nothing useful, answered at the metadata address.
+var ErrNoMetadata = errors.New("no EC2 instance metadata")
+
+// Metadata reads what the node's IMDS tells.
+type Metadata struct {
+	client *imds.Client
+	token  *tokenTransport
+}
+
+// Region gives the node's AWS Region.
+func (m *Metadata) Region(ctx context.Context) (string, error) {
+	az, err := m.value(ctx, "placement/region")
+	if err != nil {
+		return "", fmt.Errorf("read the Region: %w", err)
+	}
+	if az == "" {
+		return "", fmt.Errorf("read the Region: %w: placement/region is not there; set AWS_REGION", ErrNoMetadata)
+	}
+	return az, nil
+}
+
+// ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in: the VPC CNI draws from that
+// one. A MAC that metadata does not know is left out of the answer.
+func (m *Metadata) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) {
+	var listed []string
+	var primary string
+	err := parallel(ctx,
+		func(ctx context.Context) (err error) { listed, err = m.macs(ctx); return err },
+		func(ctx context.Context) (err error) { primary, err = m.value(ctx, "mac"); return err },
+	)
+	if err != nil {
+		return nil, err
+	}
+	primary = strings.ToLower(primary)
+	asked := slices.DeleteFunc(slices.Clone(listed), func(mac string) bool {
+		return mac != primary && !slices.Contains(macs, mac)
+	})
+	return m.describe(ctx, asked, func(mac string) bool { return slices.Contains(macs, mac) })
+}
+
+// All describes every ENI of the node.
+func (m *Metadata) All(ctx context.Context) ([]plan.ENI, error) {
+	listed, err := m.macs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return m.describe(ctx, listed, func(string) bool { return true })
+}
+
+func (m *Metadata) macs(ctx context.Context) ([]string, error) {
+	lines, err := m.lines(ctx, "network/interfaces/macs/")
+	if err != nil {
+		return nil, fmt.Errorf("list the node's ENIs: %w", err)
+	}
+	if len(lines) == 0 {
+		return nil, fmt.Errorf("list the node's ENIs: %w: the list of MACs is empty", ErrNoMetadata)
+	}
+	for i, l := range lines {
+		lines[i] = strings.ToLower(strings.TrimSuffix(l, "/"))
+	}
+	return lines, nil
+}
+
+// describe reads who the ENIs are and, of those that whole names, everything else.
+func (m *Metadata) describe(ctx context.Context, macs []string, whole func(mac string) bool) ([]plan.ENI, error) {
+	enis := make([]plan.ENI, len(macs))
+	var reads []func(context.Context) error
+	for i, mac := range macs {
+		enis[i].MAC = mac
+		reads = append(reads, m.identity(&enis[i])...)
+		if whole(mac) {
+			reads = append(reads, m.blocks(&enis[i])...)
+		}
+	}
+	if err := parallel(ctx, reads...); err != nil {
+		return nil, err
+	}
+	// Metadata lists ENIs that are being attached or were just detached with half of their keys: such a one has no identity
+	// to rely on and counts as unknown.
+	enis = slices.DeleteFunc(enis, func(e plan.ENI) bool { return e.ID == "" || e.SubnetID == "" || e.DeviceIndex < 0 })
+	slices.SortFunc(enis, func(a, b plan.ENI) int { return a.DeviceIndex - b.DeviceIndex })
+	return enis, nil
+}
+
+// identity are the requests that tell who an ENI is. Each writes a field of its own, so they may run side by side.
+func (m *Metadata) identity(e *plan.ENI) []func(context.Context) error {
+	text := func(key string, into *string) func(context.Context) error {
+		return func(ctx context.Context) (err error) {
+			*into, err = m.value(ctx, keyOf(e.MAC, key))
+			return err
+		}
+	}
+	return []func(context.Context) error{
+		text("interface-id", &e.ID),
+		text("subnet-id", &e.SubnetID),
+		func(ctx context.Context) error {
+			s, err := m.value(ctx, keyOf(e.MAC, "device-number"))
+			if err != nil {
+				return err
+			}
+			if e.DeviceIndex, err = strconv.Atoi(s); err != nil {
+				e.DeviceIndex = -1
+			}
+			return nil
+		},
+	}
+}
+
+// blocks are the requests that tell which addresses an ENI can have, and has by delegation.
+func (m *Metadata) blocks(e *plan.ENI) []func(context.Context) error {
+	var mu sync.Mutex
+	into := func(key string, all *[]netip.Prefix) func(context.Context) error {
+		return func(ctx context.Context) error {
+			ps, err := m.prefixes(ctx, keyOf(e.MAC, key))
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			*all = append(*all, ps...)
+			slices.SortFunc(*all, netip.Prefix.Compare)
+			return nil
+		}
+	}
+	return []func(context.Context) error{
+		into("subnet-ipv4-cidr-block", &e.Subnets),
+		into("subnet-ipv6-cidr-blocks", &e.Subnets),
+		into("ipv4-prefix", &e.Prefixes),
+		into("ipv6-prefix", &e.Prefixes),
+	}
+}
+
+func keyOf(mac, key string) string { return "network/interfaces/macs/" + mac + "/" + key }
+
+func (m *Metadata) prefixes(ctx context.Context, key string) ([]netip.Prefix, error) {
+	lines, err := m.lines(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	var ps []netip.Prefix
+	for _, l := range lines {
+		p, err := netip.ParsePrefix(l)
+		if err != nil {
+			return nil, fmt.Errorf("metadata %s: %w", key, err)
+		}
+		ps = append(ps, p.Masked())
+	}
+	return ps, nil
+}
+
+func (m *Metadata) lines(ctx context.Context, key string) ([]string, error) {
+	s, err := m.value(ctx, key)
+	return strings.Fields(s), err
+}
+
+// value reads one key. A key that is not there (404) is an empty value: metadata omits what an ENI does not have, such as IPv6
+// blocks.
+func (m *Metadata) value(ctx context.Context, key string) (string, error) {
+	out, err := m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
+	if err != nil {
+		return m.explain(ctx, key, err)
+	}
+	defer out.Content.Close()
+	body, err := io.ReadAll(io.LimitReader(out.Content, 1<<20))
+	if err != nil {
+		return "", fmt.Errorf("metadata %s: %w: %w", key, ErrNoMetadata, err)
+	}
+	return strings.TrimSpace(string(body)), nil
+}
+
+func (m *Metadata) explain(ctx context.Context, key string, err error) (string, error) {
+	var answer *smithyhttp.ResponseError
+	if errors.As(err, &answer) {
+		switch answer.HTTPStatusCode() {
+		case http.StatusNotFound:
+			return "", nil
+		case http.StatusUnauthorized:
+			if m.token.unanswered() {
+				return "", fmt.Errorf("metadata %s: %w", key, ErrHopLimit)
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	return "", fmt.Errorf("metadata %s: %w: %w", key, ErrNoMetadata, err)
+}
+
+// parallel runs the functions, a bounded number at once, and gives the first error after all have ended.
+func parallel(ctx context.Context, fns ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	slots := make(chan struct{}, parallelReads)
+	var wg sync.WaitGroup
+	for _, fn := range fns {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if ctx.Err() != nil {
+				return
+			}
+			if err := fn(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}

@@ -1,0 +1,162 @@
+// Command agent assigns the secondary addresses of the pod it runs in to the node's ENIs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"multus-ip-manager.io/agent/apply"
+	"multus-ip-manager.io/agent/locate"
+	"multus-ip-manager.io/agent/observe"
+	"multus-ip-manager.io/agent/report"
+	"multus-ip-manager.io/agent/run"
+	"multus-ip-manager.io/agent/settings"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := execute(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv)
+	stop()
+	os.Exit(int(code))
+}
+
+// execute runs one command line and gives the exit code.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) report.Code {
+	root := &cobra.Command{
+		Use:   "agent",
+		Short: "Assigns a pod's Multus addresses to the node's ENIs",
+		Long: "agent discovers the addresses of the network namespace it runs in and assigns them to the ENIs of this EC2 node,\n" +
+			"so that the VPC delivers packets to them.\n\n" +
+			"Exit codes: 0 done, 1 gave up on a passing fault, 2 usage, 3 permission, 4 ENI full at the deadline, 5 address refused,\n" +
+			"6 interface missing, 7 not an EC2 node or no metadata, 8 no route to AWS before assignment.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return errors.New("a command is needed: init or version (agent --help tells more)")
+		},
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.AddCommand(initCommand(stderr, getenv), versionCommand())
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return report.Done
+	}
+	var failed *report.Failure
+	if errors.As(err, &failed) {
+		return failed.Code // told already, in the log and the termination message
+	}
+	// Everything else is about the command line. The kubelet shows the termination message, so it is told there too.
+	_, _ = fmt.Fprintln(stderr, "agent:", err)
+	_ = report.WriteTermination(terminationLog(settings.DefaultTerminationLog), report.Usage.String()+": "+err.Error())
+	return report.Usage
+}
+
+// terminationLog gives the path to write to. The default one is made by the kubelet; where it is not there, this is no container
+// and nobody wants the file.
+func terminationLog(path string) string {
+	if _, err := os.Stat(path); err != nil && path == settings.DefaultTerminationLog {
+		return ""
+	}
+	return path
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "agent %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+func initCommand(stderr io.Writer, getenv func(string) string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: string(settings.Init),
+		// The name of the same mode in the AWS sample, so that its pod templates keep working.
+		Aliases: []string{"initContainers"},
+		Short:   "Assign the pod's addresses, then exit: for an init container",
+		Args:    cobra.NoArgs,
+	}
+	flags := settings.Register(cmd.Flags(), settings.Init)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := settings.Load(settings.Init, flags, getenv)
+		if err != nil {
+			return err
+		}
+		log := logger(stderr, cfg)
+		agent, err := newAgent(cfg, log)
+		if err == nil {
+			err = agent.Init(cmd.Context())
+		}
+		return finish(log, cfg, err)
+	}
+	return cmd
+}
+
+// newAgent wires the agent to the kernel, to metadata and to EC2.
+func newAgent(cfg settings.Agent, log *slog.Logger) (*run.Agent, error) {
+	guard := &observe.Guard{}
+	metadata, err := locate.New(guard)
+	if err != nil {
+		return nil, report.Fail(report.Usage, "read the AWS configuration of the environment: %w", err)
+	}
+	return &run.Agent{
+		Settings: cfg,
+		Observe:  observe.Namespace{},
+		Locate:   metadata,
+		Connect: func(ctx context.Context) (apply.EC2, error) {
+			client, err := apply.New(ctx, metadata, guard, "multus-ip-manager-"+version)
+			if err != nil {
+				return nil, err
+			}
+			go client.Warm(ctx)
+			return client, nil
+		},
+		Routes: guard,
+		Log:    log,
+	}, nil
+}
+
+// finish logs a failure and writes the termination message. Success leaves none: the pod's description stays short.
+func finish(log *slog.Logger, cfg settings.Agent, err error) error {
+	if err == nil {
+		return nil
+	}
+	log.Error("failed", "code", int(report.CodeOf(err)), "error", err)
+	if terr := report.WriteTermination(terminationLog(cfg.TerminationLog), err.Error()); terr != nil {
+		log.Warn("the termination message is only in this log", "error", terr)
+	}
+	return err
+}
+
+func logger(w io.Writer, cfg settings.Agent) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	var h slog.Handler = slog.NewJSONHandler(w, options)
+	if cfg.LogFormat == "text" {
+		h = slog.NewTextHandler(w, options)
+	}
+	log := slog.New(h)
+	if cfg.Pod.Name != "" {
+		log = log.With("namespace", cfg.Pod.Namespace, "pod", cfg.Pod.Name)
+	}
+	return log
+}
