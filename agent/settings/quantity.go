@@ -36,6 +36,7 @@ func ParseQuantity(s string) (Quantity, error) {
 func splitNumber(s string) (number, suffix string) {
 	const most = 40
 	end, digits, points := 0, 0, 0
+scan:
 	for ; end < len(s); end++ {
 		switch c := s[end]; {
 		case c >= '0' && c <= '9':
@@ -44,10 +45,9 @@ func splitNumber(s string) (number, suffix string) {
 			points++
 		case (c == '+' || c == '-') && end == 0:
 		default:
-			goto done
+			break scan
 		}
 	}
-done:
 	if digits == 0 || digits > most || points > 1 {
 		return "", s[end:]
 	}

@@ -193,7 +193,8 @@ func parseLevel(s string) (slog.Level, error) {
 	if _, err := oneOf("debug", "info", "warn", "error")(s); err != nil {
 		return level, err
 	}
-	return level, level.UnmarshalText([]byte(s))
+	err := level.UnmarshalText([]byte(s))
+	return level, err
 }
 
 func parseDeadline(s string) (time.Duration, error) {

@@ -1,0 +1,172 @@
+package certs
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	cmtls "github.com/cert-manager/cert-manager/pkg/server/tls"
+	cmauthority "github.com/cert-manager/cert-manager/pkg/server/tls/authority"
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// SelfOptions configures [NewSelf]. Durations have defaults that suit production; tests shorten them.
+type SelfOptions struct {
+	// REST tells how to reach the API server. The rights it needs: on Secrets of Namespace create (which no name
+	// can limit), and get, list, watch and update on SecretName; and those of [Configuration].
+	REST *rest.Config
+
+	// Namespace and SecretName name the one Secret that keeps the CA. The source creates it; nothing else should.
+	Namespace, SecretName string
+
+	// Configuration is the name of the MutatingWebhookConfiguration whose caBundle fields are kept.
+	Configuration string
+
+	// Names are the DNS names and IP addresses that the certificate is for: the Service's, or the host of the
+	// webhook's URL.
+	Names []string
+
+	// CADuration is the life of a CA; it is replaced after two thirds of it. Default: a year.
+	CADuration time.Duration
+
+	// LeafDuration is the life of a serving certificate; it is replaced after about two thirds of it. Default: a week.
+	LeafDuration time.Duration
+
+	// Settle is how long a CA must have been in the webhook configuration before it replaces another one: within
+	// it, every instance of the API server has learned of the change. Default: 30 s.
+	Settle time.Duration
+
+	// Log is where the source tells what it does. Default: slog.Default().
+	Log *slog.Logger
+}
+
+// Self is the source that depends on nothing but the API server: one CA in one Secret, shared by all replicas, a leaf
+// signed in memory by each replica, the CA published in the webhook configuration by whichever replica comes first.
+// No replica leads.
+//
+// A rotation of the CA, whatever caused it (age, a deleted or damaged Secret), passes through three states: trusted
+// (the old and the new CA are in the bundle), serving (leaves of the new one, after Settle), forgotten (the old one
+// leaves the bundle when it expires). Without the API server everything stays as it is, and leaves are renewed.
+type Self struct {
+	conf      *Configuration
+	authority *stagedAuthority
+	leaf      *cmtls.DynamicSource
+	log       *slog.Logger
+}
+
+var _ Source = (*Self)(nil)
+
+// NewSelf checks the options. Nothing is contacted before Run.
+func NewSelf(o SelfOptions) (*Self, error) {
+	if o.REST == nil || o.Namespace == "" || o.SecretName == "" || o.Configuration == "" || len(o.Names) == 0 {
+		return nil, errors.New("certificate source self: needs a namespace, a Secret name, a webhook configuration and at least one DNS name or IP")
+	}
+	o.setDefaults()
+	if o.LeafDuration >= o.CADuration {
+		return nil, fmt.Errorf("certificate source self: a leaf (%s) must live shorter than its CA (%s)", o.LeafDuration, o.CADuration)
+	}
+	client, err := kubernetes.NewForConfig(o.REST)
+	if err != nil {
+		return nil, fmt.Errorf("certificate source self: %w", err)
+	}
+	dns, ips := splitNames(o.Names)
+	conf := NewConfiguration(client, o.Configuration, o.Log)
+	authority := &stagedAuthority{
+		inner: &cmauthority.DynamicAuthority{
+			SecretNamespace: o.Namespace,
+			SecretName:      o.SecretName,
+			SecretLabels:    map[string]string{"app.kubernetes.io/name": "multus-ip-manager"},
+			RESTConfig:      o.REST,
+			CommonName:      "multus-ip-manager-ca",
+			CADuration:      o.CADuration,
+			LeafDuration:    o.LeafDuration,
+		},
+		readSecret: func(ctx context.Context) (*corev1.Secret, error) {
+			return client.CoreV1().Secrets(o.Namespace).Get(ctx, o.SecretName, metav1.GetOptions{})
+		},
+		conf:    conf,
+		settle:  o.Settle,
+		leaf:    o.LeafDuration,
+		ips:     ips,
+		log:     o.Log,
+		backoff: wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 30 * time.Second},
+	}
+	return &Self{
+		conf:      conf,
+		authority: authority,
+		leaf:      &cmtls.DynamicSource{DNSNames: dns, Authority: authority, RetryInterval: 250 * time.Millisecond},
+		log:       o.Log,
+	}, nil
+}
+
+func (o *SelfOptions) setDefaults() {
+	if o.CADuration == 0 {
+		o.CADuration = 365 * 24 * time.Hour
+	}
+	if o.LeafDuration == 0 {
+		o.LeafDuration = 7 * 24 * time.Hour
+	}
+	if o.Settle == 0 {
+		o.Settle = 30 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+}
+
+// splitNames separates the IP addresses from the DNS names.
+func splitNames(names []string) (dns []string, ips []net.IP) {
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			ips = append(ips, ip)
+		} else {
+			dns = append(dns, name)
+		}
+	}
+	return dns, ips
+}
+
+// Run implements [Source].
+func (s *Self) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(logr.NewContext(ctx, quiet(s.log)))
+	group.Go(func() error { return s.conf.Run(ctx) })
+	group.Go(func() error { return s.leaf.Start(ctx) })
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("certificate source self: %w", err)
+	}
+	return nil
+}
+
+// GetCertificate implements [Source].
+func (s *Self) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, err := s.leaf.GetCertificate(hello)
+	if errors.Is(err, cmtls.ErrNotAvailable) {
+		return nil, ErrNoCertificate
+	}
+	return cert, err
+}
+
+// Ready implements [Source].
+func (s *Self) Ready() error {
+	err := verdict(s.GetCertificate, s.conf, time.Now())
+	if fault := s.Fault(); err != nil && fault != nil {
+		return fmt.Errorf("%w (%w)", err, fault)
+	}
+	return err
+}
+
+// Expiry implements [Source].
+func (s *Self) Expiry() time.Time { return expiry(s.GetCertificate) }
+
+// Fault implements [Source].
+func (s *Self) Fault() error { return s.authority.lastFault() }

@@ -1,0 +1,158 @@
+{{/* Name of the chart, or what replaces it. */}}
+{{- define "mim.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Name of the objects. At most 50 characters, so that suffixes fit into 63. */}}
+{{- define "mim.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "mim.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select the webhook's pods; they never change between versions. */}}
+{{- define "mim.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "mim.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: webhook
+{{- end -}}
+
+{{/* Labels of every object. */}}
+{{- define "mim.labels" -}}
+{{ include "mim.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Name of the webhook configuration: fixed, because its place in the order of names matters. */}}
+{{- define "mim.configurationName" -}}
+multus-ip-manager
+{{- end -}}
+
+{{- define "mim.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "mim.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name must be given when serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mim.secretName" -}}
+{{- if .Values.certs.secretName -}}
+{{- .Values.certs.secretName -}}
+{{- else if eq .Values.certs.source "self" -}}
+{{- printf "%s-ca" (include "mim.fullname" .) -}}
+{{- else if eq .Values.certs.source "cert-manager" -}}
+{{- printf "%s-tls" (include "mim.fullname" .) -}}
+{{- else -}}
+{{- fail "certs.secretName must name an existing Secret of type kubernetes.io/tls when certs.source is secret" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The name or address by which the API server calls the webhook; the certificate must be for it. */}}
+{{- define "mim.servingName" -}}
+{{- if .Values.webhook.url -}}
+{{- (urlParse .Values.webhook.url).hostname -}}
+{{- else -}}
+{{- printf "%s.%s.svc" (include "mim.fullname" .) .Release.Namespace -}}
+{{- end -}}
+{{- end -}}
+
+{{/* "ip" or "dns": what mim.servingName is. */}}
+{{- define "mim.servingNameKind" -}}
+{{- $name := include "mim.servingName" . -}}
+{{- if or (contains ":" $name) (regexMatch "^[0-9]+\\.[0-9]+\\.[0-9]+\\.[0-9]+$" $name) -}}ip{{- else -}}dns{{- end -}}
+{{- end -}}
+
+{{/* Call with a dict of image and chart. */}}
+{{- define "mim.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .chart.AppVersion .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Folder in which the Secret with the certificate is mounted. */}}
+{{- define "mim.certDir" -}}
+/etc/multus-ip-manager/certs
+{{- end -}}
+
+{{/* The webhook's arguments, as a YAML list. Deployment and NOTES.txt use the same. */}}
+{{- define "mim.args" -}}
+{{- $agent := .Values.agent -}}
+- serve
+- --port={{ .Values.ports.webhook }}
+- --health-port={{ .Values.ports.health }}
+- --metrics-port={{ .Values.ports.metrics }}
+- --webhook-configuration={{ include "mim.configurationName" . }}
+{{- if eq .Values.certs.source "self" }}
+- --cert-source=self
+- --namespace={{ .Release.Namespace }}
+- --secret-name={{ include "mim.secretName" . }}
+- --dns-names={{ include "mim.servingName" . }}
+{{- else }}
+- --cert-source={{ .Values.certs.source }}
+- --cert-dir={{ include "mim.certDir" . }}
+{{- end }}
+- --default-mode={{ $agent.mode }}
+- --agent-image={{ include "mim.image" (dict "image" $agent.image "chart" .Chart) }}
+{{- with $agent.image.pullPolicy }}
+- --agent-pull-policy={{ . }}
+{{- end }}
+{{- with $agent.deadline }}
+- --agent-arg=deadline={{ . }}
+{{- end }}
+{{- with $agent.logLevel }}
+- --agent-arg=log-level={{ . }}
+{{- end }}
+{{- with $agent.logFormat }}
+- --agent-arg=log-format={{ . }}
+{{- end }}
+{{- if $agent.allowPrimaryENI }}
+- --agent-arg=allow-primary-eni=true
+{{- end }}
+{{- with $agent.vpcCNISubnets }}
+- --agent-arg=vpc-cni-subnets={{ join "," . }}
+{{- end }}
+{{- if $agent.mapBySubnet }}
+- --agent-arg=map-by-subnet=true
+{{- end }}
+{{- range $agent.env }}
+- {{ printf "--agent-env=%s=%s" .name .value | quote }}
+{{- end }}
+- --log-level={{ .Values.log.level }}
+- --log-format={{ .Values.log.format }}
+{{- range .Values.extraArgs }}
+- {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Nine tenths of the memory limit in bytes, for GOMEMLIMIT; nothing without a limit. The forms that people write are
+understood; any other is refused rather than misread.
+*/}}
+{{- define "mim.goMemLimit" -}}
+{{- $limits := default (dict) .Values.resources.limits -}}
+{{- with $limits.memory -}}
+{{- $text := ternary . (int64 . | toString) (kindIs "string" .) | toString -}}
+{{- if not (regexMatch "^[0-9]+(Ki|Mi|Gi|k|M|G)?$" $text) -}}
+{{- fail (printf "resources.limits.memory is %q; write it as a whole number with Mi or Gi, such as 128Mi" $text) -}}
+{{- end -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
+{{- $number := regexFind "^[0-9]+" $text | int64 -}}
+{{- $unit := get $units (regexFind "[A-Za-z]*$" $text) -}}
+{{- div (mul $number $unit 9) 10 -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,304 @@
+package inject
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+
+	"multus-ip-manager.io/agent/settings"
+)
+
+// mirrorAnnotation marks the API object of a static pod.
+const mirrorAnnotation = "kubernetes.io/config.mirror"
+
+// WarningPrefix begins every warning, because the API client sees it without
+// the name of the webhook.
+const WarningPrefix = "multus-ip-manager: "
+
+// Injector decides about pods under one configuration, which can be replaced
+// while it is in use. It is safe for concurrent use.
+type Injector struct {
+	current atomic.Pointer[prepared]
+}
+
+// New makes an injector. The error names everything wrong with the configuration.
+func New(c Config) (*Injector, error) {
+	i := new(Injector)
+	if err := i.Update(c); err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+// Update replaces the configuration as one value; on an error the old one stays.
+func (i *Injector) Update(c Config) error {
+	p, err := prepare(c)
+	if err != nil {
+		return err
+	}
+	i.current.Store(p)
+	return nil
+}
+
+// Request is what is asked about one pod.
+type Request struct {
+	// Operation, Resource and SubResource are those of the admission request;
+	// all empty means the creation of a pod.
+	Operation, Resource, SubResource string
+	// Namespace is the request's namespace. It counts, not the pod's own field,
+	// which may be empty.
+	Namespace string
+	// NamespaceMode is what the URL path says about the namespace.
+	NamespaceMode NamespaceMode
+	// Pod is the pod as JSON.
+	Pod []byte
+}
+
+// Decision is the answer.
+type Decision struct {
+	// Action is what happens, Reason why.
+	Action Action
+	Reason Reason
+	// Mode is the pod's effective mode, "" where it was not determined.
+	Mode settings.Mode
+	// Message is for people: what is wrong and what to do.
+	Message string
+	// Warnings are shown to the client that creates the pod.
+	Warnings []string
+	// Patch is the JSON patch, nil unless Action is ActionInject. It may be
+	// shared between decisions and must not be changed.
+	Patch []byte
+	// AuditAnnotations go to the API server's audit log.
+	AuditAnnotations map[string]string
+	// Subject names the pod.
+	Subject Subject
+}
+
+// Decide decides about one pod. It never fails: what cannot be understood is
+// denied with a reason.
+func (i *Injector) Decide(r Request) Decision {
+	d := i.decide(r)
+	if why := info(d.Reason); d.Message == "" {
+		d.Message = why.Text
+	}
+	d.AuditAnnotations = map[string]string{"action": string(d.Action), "reason": string(d.Reason)}
+	if d.Mode != "" {
+		d.AuditAnnotations["mode"] = string(d.Mode)
+	}
+	return d
+}
+
+func (i *Injector) decide(r Request) Decision {
+	switch {
+	case r.Resource != "" && r.Resource != "pods", r.SubResource != "":
+		return Decision{Action: ActionSkip, Reason: NotAPod}
+	case r.Operation != "" && r.Operation != "CREATE":
+		return Decision{Action: ActionSkip, Reason: NotCreated}
+	}
+	pod, err := decodePod(r.Pod)
+	if err != nil {
+		return Decision{Action: ActionDeny, Reason: BadRequest, Message: fmt.Sprintf("the pod cannot be decoded: %v", err)}
+	}
+	e := examination{prepared: i.current.Load(), pod: pod, request: r}
+	d := e.run()
+	d.Subject = pod.subject(r.Namespace)
+	d.Warnings = e.warnings
+	return d
+}
+
+// examination is the state of one decision.
+type examination struct {
+	*prepared
+	pod      *podView
+	class    Class
+	request  Request
+	warnings []string
+}
+
+func (e *examination) warn(format string, args ...any) {
+	e.warnings = append(e.warnings, WarningPrefix+fmt.Sprintf(format, args...))
+}
+
+func (e *examination) run() Decision {
+	annotations := e.pod.Metadata.Annotations
+	if reason, skip := e.untouched(); skip {
+		if why := info(reason); why.Warn && annotations[settings.Networks] != "" {
+			e.warn("not injected (%s): %s", reason, why.Text)
+		}
+		return Decision{Action: ActionSkip, Reason: reason}
+	}
+	// A setting in the pod itself asks for injection without any network: one
+	// may be attached later.
+	explicit := annotations[settings.KeyMode] != "" || e.pod.Metadata.Labels[settings.KeyMode] != ""
+	value := annotations[settings.Networks]
+	var networks []settings.Network
+	var networksErr error
+	if len(value) <= settings.MaxNetworks {
+		networks, networksErr = settings.ParseNetworks(value, e.request.Namespace)
+		if len(networks) == 0 && networksErr == nil && !explicit {
+			return Decision{Action: ActionSkip, Reason: NoNetworks}
+		}
+	}
+	e.class = e.pod.class()
+	mode, denials := e.check(value)
+	if len(denials) > 0 {
+		e.warnings = nil // the message says it all
+		return deny(mode, denials)
+	}
+	e.warnAbout(networks, networksErr)
+	return e.inject(mode)
+}
+
+// untouched finds a reason to leave the pod as it is.
+func (e *examination) untouched() (Reason, bool) {
+	annotations := e.pod.Metadata.Annotations
+	switch {
+	case e.pod.Metadata.Labels[settings.LabelInject] == settings.InjectDisabled:
+		return OptedOut, true
+	case hasKey(annotations, mirrorAnnotation):
+		return MirrorPod, true
+	case e.pod.Spec.HostNetwork:
+		return HostNetwork, true
+	case e.pod.isWindows():
+		return Windows, true
+	case e.pod.hasContainer(settings.ContainerName):
+		if annotations[settings.KeyStatus] == "" {
+			e.warn("not injected (%s): the container %s in this pod was not written by this webhook; rename it if it is not meant to manage addresses",
+				AlreadyInjected, settings.ContainerName)
+		}
+		return AlreadyInjected, true
+	case e.pod.hasContainer(settings.LegacyContainerName):
+		return LegacyContainer, true
+	}
+	return "", false
+}
+
+func hasKey(m map[string]string, key string) bool { _, ok := m[key]; return ok }
+
+// denial is one thing for which the pod is refused.
+type denial struct {
+	reason Reason
+	text   string
+}
+
+// deny refuses for the first reason and tells all of them.
+func deny(mode settings.Mode, denials []denial) Decision {
+	texts := make([]string, len(denials))
+	for i, d := range denials {
+		texts[i] = d.text
+	}
+	return Decision{Action: ActionDeny, Reason: denials[0].reason, Mode: mode, Message: strings.Join(texts, "; ")}
+}
+
+// check finds the effective mode and everything for which the pod is denied.
+func (e *examination) check(networks string) (settings.Mode, []denial) {
+	mode, denials := e.mode()
+	annotations := e.pod.Metadata.Annotations
+	for _, p := range settings.CheckAnnotations(annotations) {
+		if p.Key != settings.KeyMode {
+			denials = append(denials, denial{InvalidSetting, "pod annotation " + p.String()})
+		}
+	}
+	if v := e.pod.Metadata.Labels[settings.LabelInject]; v != "" && v != settings.InjectEnabled {
+		denials = append(denials, denial{InvalidSetting, "pod label " + settings.Problem{Key: settings.LabelInject, Value: v,
+			Allowed: settings.InjectDisabled + " (opts the pod out), " + settings.InjectEnabled}.String()})
+	}
+	if cpu := annotations[settings.KeyCPU]; cpu != "" && e.class == Guaranteed {
+		if q, err := settings.ParseCPU(cpu); err == nil && q.IsWhole() {
+			denials = append(denials, denial{InvalidForPodClass, "pod annotation " + settings.Problem{Key: settings.KeyCPU, Value: cpu,
+				Allowed: "in a Guaranteed pod no whole number of cores, for it would be pinned; such as 900m"}.String()})
+		}
+	}
+	if len(networks) > settings.MaxNetworks {
+		denials = append(denials, denial{NetworksTooLong, fmt.Sprintf(
+			"pod annotation %s has %d bytes, and at most %d fit an environment variable: name fewer networks, or move their options to the NetworkAttachmentDefinitions",
+			settings.Networks, len(networks), settings.MaxNetworks)})
+	}
+	return mode, denials
+}
+
+// mode resolves the mode: pod annotation, pod label, namespace label, default.
+func (e *examination) mode() (settings.Mode, []denial) {
+	annotation, label := e.pod.Metadata.Annotations[settings.KeyMode], e.pod.Metadata.Labels[settings.KeyMode]
+	value, where := annotation, "pod annotation "
+	switch {
+	case annotation != "":
+		if label != "" && label != annotation {
+			e.warn("pod annotation %s=%q wins over the pod label with the value %q", settings.KeyMode, settings.Shorten(annotation), label)
+		}
+	case label != "":
+		value, where = label, "pod label "
+	case e.request.NamespaceMode == NamespaceOther:
+		return "", []denial{{UnknownMode, fmt.Sprintf("the namespace's label %s has an unknown value: allowed: %s, or no such label",
+			settings.KeyMode, joinModes())}}
+	case e.request.NamespaceMode == "" || e.request.NamespaceMode == NamespaceNone:
+		value = string(e.config.Mode)
+	default:
+		value, where = string(e.request.NamespaceMode), "namespace label "
+	}
+	mode, err := settings.ParseMode(value)
+	if err != nil {
+		return "", []denial{{UnknownMode, where + settings.Problem{Key: settings.KeyMode, Value: value, Allowed: joinModes()}.String()}}
+	}
+	if !available(mode) {
+		return mode, []denial{{ModeNotAvailable, where + settings.KeyMode + ": " + notAvailable(mode, e.config.Version)}}
+	}
+	if e.request.NamespaceMode == NamespaceOther {
+		e.warn("the namespace's label %s has an unknown value; only pods that name a mode themselves are admitted", settings.KeyMode)
+	}
+	return mode, nil
+}
+
+func joinModes() string {
+	var names []string
+	for _, m := range settings.Modes() {
+		names = append(names, string(m))
+	}
+	return strings.Join(names, ", ")
+}
+
+// warnAbout tells what is admitted although it may not do what was meant.
+func (e *examination) warnAbout(networks []settings.Network, networksErr error) {
+	annotations := e.pod.Metadata.Annotations
+	switch {
+	case networksErr != nil:
+		e.warn("pod annotation %s cannot be parsed, so Multus will not start this pod: %v", settings.Networks, networksErr)
+	case len(networks) == 0:
+		e.warn("the pod asks for no network in %s; mode %s manages only what is attached when the pod starts", settings.Networks, settings.Init)
+	}
+	for _, n := range networks {
+		if n.DefaultRoute {
+			e.warn("network %q sets default-route: if it leads EC2 or instance metadata out by an address that is not assigned yet, the addresses can never be assigned",
+				settings.Shorten(n.Namespace+"/"+n.Name))
+			break
+		}
+	}
+	for _, key := range settings.UnknownAnnotations(annotations) {
+		e.warn("pod annotation %s is unknown and has no effect", settings.Shorten(key))
+	}
+	if e.class == PodLevel && (annotations[settings.KeyCPU] != "" || annotations[settings.KeyMemory] != "") {
+		e.warn("pod annotations %s and %s have no effect in a pod with resources of its own (spec.resources)", settings.KeyCPU, settings.KeyMemory)
+	}
+}
+
+// inject picks the prepared patch, or renders one where the pod overrides resources.
+func (e *examination) inject(mode settings.Mode) Decision {
+	annotations := e.pod.Metadata.Annotations
+	v := variant{mode, e.class, e.pod.Spec.InitContainers != nil, annotations != nil}
+	patch := e.patches[v]
+	cpu, memory := annotations[settings.KeyCPU], annotations[settings.KeyMemory]
+	if cpu != "" || memory != "" {
+		r := e.config.Resources[mode]
+		if cpu != "" {
+			r.CPU, r.GuaranteedCPU = cpu, cpu
+		}
+		if memory != "" {
+			r.Memory = memory
+		}
+		var err error
+		if patch, err = e.render(v, r); err != nil {
+			return Decision{Action: ActionDeny, Reason: BadRequest, Mode: mode, Message: fmt.Sprintf("the patch cannot be rendered: %v", err)}
+		}
+	}
+	return Decision{Action: ActionInject, Reason: Injected, Mode: mode, Patch: patch}
+}

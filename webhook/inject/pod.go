@@ -1,0 +1,132 @@
+package inject
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// podView is the part of a pod that a decision needs. Everything else is
+// skipped by the decoder and never written back.
+type podView struct {
+	Metadata struct {
+		Name            string            `json:"name"`
+		GenerateName    string            `json:"generateName"`
+		Namespace       string            `json:"namespace"`
+		Labels          map[string]string `json:"labels"`
+		Annotations     map[string]string `json:"annotations"`
+		OwnerReferences []struct {
+			Kind       string `json:"kind"`
+			Name       string `json:"name"`
+			Controller bool   `json:"controller"`
+		} `json:"ownerReferences"`
+	} `json:"metadata"`
+	Spec struct {
+		HostNetwork bool `json:"hostNetwork"`
+		OS          struct {
+			Name string `json:"name"`
+		} `json:"os"`
+		NodeSelector   map[string]string `json:"nodeSelector"`
+		Resources      resourceView      `json:"resources"`
+		InitContainers []containerView   `json:"initContainers"`
+		Containers     []containerView   `json:"containers"`
+	} `json:"spec"`
+}
+
+type containerView struct {
+	Name      string       `json:"name"`
+	Resources resourceView `json:"resources"`
+}
+
+type resourceView struct {
+	Requests map[string]quantity `json:"requests"`
+	Limits   map[string]quantity `json:"limits"`
+}
+
+// quantity is a Kubernetes quantity as text. In JSON it may also be a number.
+type quantity string
+
+// UnmarshalJSON accepts a string or a number.
+func (q *quantity) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '"' {
+		var s string
+		if err := json.Unmarshal(b, &s); err != nil {
+			return err
+		}
+		*q = quantity(s)
+		return nil
+	}
+	var n json.Number
+	if err := json.Unmarshal(b, &n); err != nil {
+		return err
+	}
+	*q = quantity(n)
+	return nil
+}
+
+func decodePod(raw []byte) (*podView, error) {
+	// JSON null decodes into anything, but it is no pod.
+	if trimmed := strings.TrimSpace(string(raw[:min(len(raw), 16)])); !strings.HasPrefix(trimmed, "{") {
+		return nil, fmt.Errorf("a pod is a JSON object, not %q", trimmed)
+	}
+	p := new(podView)
+	if err := json.Unmarshal(raw, p); err != nil {
+		var wrongType *json.UnmarshalTypeError
+		if errors.As(err, &wrongType) {
+			return nil, fmt.Errorf("unexpected %s in %s", wrongType.Value, wrongType.Field)
+		}
+		return nil, err
+	}
+	if len(p.Spec.Containers) == 0 {
+		return nil, errors.New("a pod has at least one container")
+	}
+	return p, nil
+}
+
+// hasContainer tells whether any container of the pod has the name.
+func (p *podView) hasContainer(name string) bool {
+	for _, list := range [][]containerView{p.Spec.InitContainers, p.Spec.Containers} {
+		for _, c := range list {
+			if c.Name == name {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// isWindows tells whether the pod can only run on a Windows node.
+func (p *podView) isWindows() bool {
+	const windows = "windows"
+	return p.Spec.OS.Name == windows ||
+		p.Spec.NodeSelector["kubernetes.io/os"] == windows ||
+		p.Spec.NodeSelector["beta.kubernetes.io/os"] == windows
+}
+
+// Subject names the pod for logs. At admission a pod made by a controller has
+// no name yet, only a prefix and an owner.
+type Subject struct {
+	// Namespace is the request's, or else the pod's own.
+	Namespace string
+	// Name is the pod's name, or its generateName with a "*" behind it.
+	Name string
+	// Owner is the controlling owner as Kind/name, "" if there is none.
+	Owner string
+}
+
+func (p *podView) subject(namespace string) Subject {
+	s := Subject{Namespace: namespace, Name: p.Metadata.Name}
+	if s.Namespace == "" {
+		s.Namespace = p.Metadata.Namespace
+	}
+	if s.Name == "" && p.Metadata.GenerateName != "" {
+		s.Name = p.Metadata.GenerateName + "*"
+	}
+	for _, o := range p.Metadata.OwnerReferences {
+		if o.Controller {
+			s.Owner = o.Kind + "/" + o.Name
+		}
+	}
+	return s
+}

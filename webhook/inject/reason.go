@@ -1,0 +1,94 @@
+// Package inject decides what happens to a pod at admission and how: it takes a
+// pod as JSON and gives a decision with its reason, warnings and a JSON patch.
+//
+// It is pure: it reads nothing but its arguments, so that the server, the
+// command line and the tests share one implementation. It knows no Kubernetes
+// types: only the few fields a decision needs are decoded, and the patch only
+// adds, so that fields of newer API versions survive.
+package inject
+
+import "multus-ip-manager.io/agent/settings"
+
+// Action is what happens to the pod.
+type Action string
+
+// The three things that can happen.
+const (
+	// ActionInject admits the pod with a patch.
+	ActionInject Action = "inject"
+	// ActionSkip admits the pod unchanged.
+	ActionSkip Action = "skip"
+	// ActionDeny refuses the pod.
+	ActionDeny Action = "deny"
+)
+
+// Reason says why. The strings are stable: they are the same in logs, metrics,
+// audit annotations, warnings and on the command line.
+type Reason string
+
+// Every reason there is; see Reasons for what each one means.
+const (
+	Injected Reason = "injected"
+
+	NotAPod         Reason = "not-a-pod"
+	NotCreated      Reason = "not-created"
+	OptedOut        Reason = "opted-out"
+	MirrorPod       Reason = "mirror-pod"
+	HostNetwork     Reason = "host-network"
+	Windows         Reason = "windows"
+	AlreadyInjected Reason = "already-injected"
+	LegacyContainer Reason = "legacy-container"
+	NoNetworks      Reason = "no-networks"
+
+	BadRequest         Reason = "bad-request"
+	UnknownMode        Reason = "unknown-mode"
+	ModeNotAvailable   Reason = "mode-not-available"
+	InvalidSetting     Reason = "invalid-setting"
+	NetworksTooLong    Reason = "networks-too-long"
+	InvalidForPodClass Reason = "invalid-for-qos-class"
+)
+
+// ReasonInfo describes one reason.
+type ReasonInfo struct {
+	// Reason is the stable string.
+	Reason Reason
+	// Action is what happens for this reason.
+	Action Action
+	// Text is one sentence for people.
+	Text string
+	// Warn is set where a user who asked for networks should be told.
+	Warn bool
+}
+
+// Reasons is the one enumeration, in the order in which a pod is examined.
+func Reasons() []ReasonInfo {
+	return []ReasonInfo{
+		{NotAPod, ActionSkip, "the request is not about a pod", false},
+		{NotCreated, ActionSkip, "only the creation of a pod is changed", false},
+		{BadRequest, ActionDeny, "the pod cannot be decoded", false},
+		{OptedOut, ActionSkip, "the pod's label " + settings.LabelInject + " is " + settings.InjectDisabled, false},
+		{MirrorPod, ActionSkip, "the pod mirrors a static pod, which only its node can change", false},
+		{HostNetwork, ActionSkip, "the pod uses the node's network, where Multus attaches nothing", true},
+		{Windows, ActionSkip, "the pod runs on Windows", true},
+		{AlreadyInjected, ActionSkip, "the pod already has a container " + settings.ContainerName, false},
+		{LegacyContainer, ActionSkip, "the pod has the hand-written container " + settings.LegacyContainerName +
+			"; remove it to have " + settings.ContainerName + " injected", true},
+		{NoNetworks, ActionSkip, "the pod asks for no network in " + settings.Networks, false},
+		{UnknownMode, ActionDeny, "the mode is none of the known ones", false},
+		{ModeNotAvailable, ActionDeny, "the mode is not available in this version yet", false},
+		{InvalidSetting, ActionDeny, "a setting of the pod is not valid", false},
+		{InvalidForPodClass, ActionDeny, "a setting of the pod is not valid for its QoS class", false},
+		{NetworksTooLong, ActionDeny, "the networks annotation does not fit an environment variable", false},
+		{Injected, ActionInject, "the container " + settings.ContainerName + " was added", false},
+	}
+}
+
+// info looks a reason up.
+func info(reason Reason) ReasonInfo {
+	for _, i := range Reasons() {
+		if i.Reason == reason {
+			return i
+		}
+	}
+	return ReasonInfo{Reason: reason, Action: ActionDeny}
+}
