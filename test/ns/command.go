@@ -43,7 +43,7 @@ type Cmd struct {
 
 // Command prepares a command: path as for exec.Command. When ctx is done it is killed.
 func (n *Namespace) Command(ctx context.Context, o Opts, path string, args ...string) *Cmd {
-	c := exec.CommandContext(ctx, path, args...) //nolint:gosec // tests run what they like
+	c := exec.CommandContext(ctx, path, args...) // tests run what they like
 	c.Env = o.Env
 	if c.Env == nil {
 		c.Env = os.Environ()
@@ -146,7 +146,7 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// StdoutPipe, StderrPipe and StdinPipe are exec.Cmd's: call them before Start, read to the end before Wait.
+// StdoutPipe is exec.Cmd's, as are StderrPipe and StdinPipe: call them before Start, read to the end before Wait.
 func (c *Cmd) StdoutPipe() (io.ReadCloser, error) { return c.cmd.StdoutPipe() }
 
 // StderrPipe is described at StdoutPipe.

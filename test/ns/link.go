@@ -27,7 +27,7 @@ func Veth(a *Namespace, nameA string, b *Namespace, nameB string, o VethOpts) er
 		attrs.Flags = net.FlagUp
 	}
 	pair := netlink.NewVeth(attrs)
-	pair.PeerName, pair.PeerHardwareAddr, pair.PeerMTU = nameB, o.MACB, uint32(attrs.MTU) //nolint:gosec // an MTU is small
+	pair.PeerName, pair.PeerHardwareAddr, pair.PeerMTU = nameB, o.MACB, uint32(attrs.MTU) // an MTU is small
 	pair.PeerNamespace = netlink.NsFd(b.Fd())
 	if err := a.nl.LinkAdd(pair); err != nil {
 		return a.wrap(fmt.Sprintf("veth %s to %s in %s", nameA, nameB, b.name), err)

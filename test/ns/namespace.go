@@ -11,6 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The main goroutine keeps the main thread. Go never ends that thread: given to a goroutine that changes namespaces, it would stay
+// there for good, and /proc/self, which shows the main thread, would show the wrong namespaces.
+func init() { runtime.LockOSThread() }
+
 // Namespace is one network namespace. Its methods may be called from any goroutine. It exists until Close was called and
 // every socket, process and link reference in it is gone; it has no name in the file system.
 type Namespace struct {
@@ -40,8 +44,7 @@ func New(name string) (*Namespace, error) {
 		return prepare(n.nl)
 	})
 	if err != nil {
-		n.Close()
-		return nil, n.wrap("create", err)
+		return nil, errors.Join(n.wrap("create", err), n.Close())
 	}
 	return n, nil
 }

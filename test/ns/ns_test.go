@@ -11,9 +11,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,9 +40,12 @@ var helpers = map[string]func() int{
 		}
 		return 0
 	},
-	"cat":     func() int { return copyFile(os.Args[1]) },
-	"exit":    func() int { return 7 },
-	"forever": func() int { fmt.Println("running"); select {} },
+	"cat":  func() int { return copyFile(os.Args[1]) },
+	"exit": func() int { return 7 },
+	"forever": func() int {
+		fmt.Println("running")
+		return forever()
+	},
 	"write": func() int {
 		if err := os.WriteFile(os.Args[1], []byte("told"), 0o600); err != nil {
 			fmt.Println(err)
@@ -58,6 +64,21 @@ var helpers = map[string]func() int{
 		}
 		return 0
 	},
+	"starter": func() int {
+		n, err := New("n")
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		c := helperCommand(n, Opts{Unprivileged: true}, "forever")
+		if err := c.Start(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		runtime.GC() // idle threads may go; the one that holds the command must not
+		fmt.Println(c.Pid())
+		return exitCode(c.State(), c.Wait())
+	},
 	"limited": func() int {
 		if err := os.WriteFile("/proc/sys/user/max_net_namespaces", []byte("0"), 0); err != nil {
 			fmt.Println(err)
@@ -75,10 +96,18 @@ var helpers = map[string]func() int{
 		fmt.Println(os.Getuid(), len(names), names[0].Name, names[0].Flags&net.FlagUp != 0)
 		if len(os.Args) > 1 && os.Args[1] == "hang" {
 			fmt.Println(os.Getpid())
-			select {}
+			return forever()
 		}
 		return 3
 	},
+}
+
+// forever waits for a signal that nobody sends: an empty select would be found out as a deadlock.
+func forever() int {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGUSR1)
+	<-signals
+	return 1
 }
 
 func copyFile(path string) int {
@@ -410,6 +439,13 @@ func TestRulesAndRoutes(t *testing.T) {
 	}
 	must(t, a.AddRule(Rule{Priority: 4, To: Single(dst), Goto: 10}))
 	must(t, a.Ping(t.Context(), dst, 5*time.Second))
+	// A next hop that no address of the link's covers, known for good.
+	must(t, b.Set(Sysctl{"net/ipv4/conf/toA/arp_ignore", "8"}))
+	mac, err := b.MAC("toA")
+	must(t, err)
+	must(t, a.AddNeigh("toB", addr("169.254.1.1"), mac))
+	must(t, a.ReplaceRoute(Route{Dst: Single(dst), Via: addr("169.254.1.1"), Link: "toB", Table: 77}))
+	must(t, a.Ping(t.Context(), dst, 5*time.Second))
 	must(t, a.DelRule(Rule{Priority: 4, To: Single(dst), Goto: 10}))
 	must(t, a.DelRule(drop))
 	must(t, a.ReplaceRoute(Route{Dst: Single(dst), Blackhole: true, Table: 77}))
@@ -506,6 +542,7 @@ func TestMountsAreTheCommandsOwn(t *testing.T) {
 	must(t, os.Chmod(dir, 0o755))
 	resolv, message := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "message")
 	must(t, os.WriteFile(resolv, []byte("nameserver 192.0.2.53\n"), 0o644))
+	must(t, os.Chmod(resolv, 0o666)) // only the mount forbids writing
 	must(t, os.WriteFile(message, nil, 0o644))
 	must(t, os.Chmod(message, 0o666))
 	opts := Opts{Unprivileged: true, Mounts: []Mount{
@@ -547,8 +584,58 @@ func TestCommandEndsWithItsContext(t *testing.T) {
 	_, err = bufio.NewReader(out).ReadString('\n')
 	must(t, err)
 	cancel()
-	if err := c.Wait(); err == nil {
-		t.Error("the command ended well, want killed")
+	err = c.Wait()
+	if status, ok := c.State().Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Errorf("the command ended with %v, want killed", err)
+	}
+}
+
+func TestUplink(t *testing.T) {
+	own := addr("192.0.2.10")
+	nowhere, err := Uplink("up0", prefix("192.0.2.10/24"))
+	must(t, err)
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "udp", "198.51.100.1:53") // sends nothing, asks for the route
+	must(t, err)
+	if got := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); got != own {
+		t.Errorf("the default route's own address is %s, want %s", got, own)
+	}
+	_ = conn.Close()
+	current, err := Current()
+	must(t, err)
+	defer func() { _ = current.Close() }()
+	must(t, current.Ping(t.Context(), own, 5*time.Second))
+	must(t, current.DelLink("up0"))
+	must(t, nowhere.Close())
+}
+
+func TestKilledStarterTakesItsCommandsAlong(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), helper+"=starter")
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	must(t, err)
+	fd, err := unix.PidfdOpen(pid, 0)
+	must(t, err)
+	defer func() { _ = unix.Close(fd) }()
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	waitReadable(t, fd, "the command to end with the process that started it")
+}
+
+func TestTheMainThreadStays(t *testing.T) {
+	before := strings.TrimPrefix(os.Getenv(marker), markerInside)
+	n := newNS(t, "n")
+	var group sync.WaitGroup
+	for range 50 {
+		group.Go(func() { _ = n.Do(func() error { return nil }) })
+	}
+	group.Wait()
+	if after, _ := os.Readlink("/proc/self/ns/net"); after != before {
+		t.Errorf("the main thread moved from %s to %s", before, after)
 	}
 }
 

@@ -150,7 +150,7 @@ const (
 func (p *ping) request(seq uint16) []byte {
 	b := make([]byte, echoHeader, echoHeader+8)
 	b[0] = echoRequest6                                // its checksum is the kernel's work
-	binary.BigEndian.PutUint16(b[4:], uint16(p.token)) //nolint:gosec // the low bits are meant
+	binary.BigEndian.PutUint16(b[4:], uint16(p.token)) // the low bits are meant
 	binary.BigEndian.PutUint16(b[6:], seq)
 	b = binary.BigEndian.AppendUint64(b, p.token)
 	if p.dst.Is4() {
@@ -180,5 +180,5 @@ func checksum(b []byte) uint16 {
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	return ^uint16(sum) //nolint:gosec // folded to 16 bits above
+	return ^uint16(sum) // folded to 16 bits above
 }

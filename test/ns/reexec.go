@@ -96,11 +96,10 @@ func remountSys() {
 
 // runInside starts the copy, waits for it and exits as it did; it returns only if the copy could not be started.
 func runInside(here string) error {
-	// The kernel sends Pdeathsig when the starting thread ends, not the process: keep this thread.
+	// The kernel sends Pdeathsig when the starting thread ends, not the process: keep this thread, for good.
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) //nolint:gosec // the program itself
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...) // the program itself
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(withoutMarker(os.Environ()), marker+"="+markerOutside+here)

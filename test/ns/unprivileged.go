@@ -59,7 +59,7 @@ func dropPrivileges(id int) error {
 		return fmt.Errorf("set securebits: %w", err)
 	}
 	if id != 0 {
-		if err := setIDs(uintptr(id)); err != nil { //nolint:gosec // positive
+		if err := setIDs(uintptr(id)); err != nil { // positive
 			return err
 		}
 	}

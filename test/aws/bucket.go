@@ -1,0 +1,92 @@
+package aws
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Bucket is a token bucket: Size requests at once, then Refill requests a second.
+type Bucket struct {
+	Size   float64
+	Refill float64 // tokens per second
+}
+
+// PublishedBuckets is EC2's documented throttling per account, region and action. "<action>/unfiltered" is a describe
+// call with neither filter, ids nor pagination.
+func PublishedBuckets() map[string]Bucket {
+	return map[string]Bucket{
+		"AssignPrivateIpAddresses":             {100, 5},
+		"AssignIpv6Addresses":                  {100, 5},
+		"UnassignPrivateIpAddresses":           {100, 5},
+		"UnassignIpv6Addresses":                {50, 5}, // not listed by name: the default of mutating actions
+		"DescribeNetworkInterfaces":            {100, 20},
+		"DescribeNetworkInterfaces/unfiltered": {50, 10},
+		"DescribeInstances":                    {100, 20},
+		"DescribeInstances/unfiltered":         {50, 10},
+		"DescribeSubnets":                      {100, 20},
+		"DescribeInstanceTypes":                {100, 20},
+	}
+}
+
+// defaultBucket is the documented default: mutating actions, and describe actions.
+func defaultBucket(name string) Bucket {
+	if strings.HasPrefix(name, "Describe") {
+		return Bucket{100, 20}
+	}
+	return Bucket{50, 5}
+}
+
+type buckets map[string]*level
+
+type level struct {
+	tokens float64
+	at     time.Time
+}
+
+// take takes a token and says whether there was one.
+func (b buckets) take(name string, cfg map[string]Bucket, now time.Time) bool {
+	rule, ok := cfg[name]
+	if !ok {
+		rule, ok = PublishedBuckets()[name]
+	}
+	if !ok {
+		rule = defaultBucket(name)
+	}
+	l := b[name]
+	if l == nil {
+		l = &level{tokens: rule.Size, at: now}
+		b[name] = l
+	}
+	l.tokens = min(rule.Size, l.tokens+rule.Refill*now.Sub(l.at).Seconds())
+	l.at = now
+	if l.tokens < 1 {
+		return false
+	}
+	l.tokens--
+	return true
+}
+
+// wildcard matches * and ? as EC2's filters and IAM do.
+func wildcard(pattern, s string) bool {
+	p, i, star, mark := 0, 0, -1, 0
+	for i < len(s) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, mark = p, i
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
+			p++
+			i++
+		case star >= 0:
+			mark++
+			p, i = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,191 @@
+// Command awsemu runs the EC2 and metadata service emulator by itself: one EC2 endpoint and one metadata endpoint per
+// instance, on loopback, until it is interrupted. By default there is one instance with some interfaces; -config takes
+// a YAML file with any number of subnets, instances and interfaces.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"multus-ip-manager.io/test/aws"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "awsemu:", err)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has been called
+	}
+}
+
+// options are the command line.
+type options struct {
+	config, listen, imdsListen string
+	region, instanceType       string
+	enis, hopLimit             int
+	ipv6, tokens, throttle     bool
+	strictRegion               bool
+	quiet                      bool
+}
+
+func parse(args []string, errOut io.Writer) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("awsemu", flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	fs.StringVar(&o.config, "config", "", "YAML file with subnets, instances, interfaces and users; replaces the default instance")
+	fs.StringVar(&o.listen, "listen", "127.0.0.1:0", "address of the EC2 endpoint")
+	fs.StringVar(&o.imdsListen, "imds-listen", "127.0.0.1:0", "address of the first instance's metadata service; others get free ports of the same host")
+	fs.StringVar(&o.region, "region", "us-east-1", "AWS region")
+	fs.StringVar(&o.instanceType, "type", "m5.large", "instance type of the default instance")
+	fs.IntVar(&o.enis, "enis", 3, "interfaces of the default instance")
+	fs.BoolVar(&o.ipv6, "ipv6", true, "give the default subnets IPv6 blocks, too")
+	fs.IntVar(&o.hopLimit, "hop-limit", 2, "hop limit of the default instance's token answers, 1 to 64")
+	fs.BoolVar(&o.tokens, "imdsv2-only", false, "default instance: refuse metadata requests without a token")
+	fs.BoolVar(&o.throttle, "throttle", false, "enforce EC2's published token buckets")
+	fs.BoolVar(&o.strictRegion, "strict-region", false, "refuse signatures made for another region")
+	fs.BoolVar(&o.quiet, "quiet", false, "do not log calls")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if fs.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	return o, nil
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, out, errOut io.Writer) error {
+	o, err := parse(args, errOut)
+	if err != nil {
+		return err
+	}
+	spec := defaultSpec(o)
+	if o.config != "" {
+		if spec, err = load(o.config); err != nil {
+			return err
+		}
+	}
+	cloud, err := spec.build(o)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, cloud, spec, o, out, errOut)
+}
+
+// serve opens all listeners, prints what to export and serves until ctx ends or one of them fails.
+func serve(ctx context.Context, cloud *aws.Cloud, spec spec, o options, out, errOut io.Writer) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("EC2 endpoint: %w", err)
+	}
+	srv := &http.Server{Handler: cloud.EC2(), ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	wg.Go(func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			cancel(fmt.Errorf("EC2 endpoint: %w", err))
+		}
+	})
+
+	var endpoints []endpoint
+	for i, inst := range spec.Instances {
+		at := o.imdsListen
+		if i > 0 {
+			host, _, _ := net.SplitHostPort(o.imdsListen)
+			at = net.JoinHostPort(host, "0")
+		}
+		il, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at)
+		if err != nil {
+			cancel(nil)
+			return fmt.Errorf("metadata service of %s: %w", inst.ID, err)
+		}
+		endpoints = append(endpoints, endpoint{inst.ID, "http://" + il.Addr().String() + "/"})
+		wg.Go(func() {
+			if err := cloud.ServeIMDS(ctx, il, inst.ID); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	if err := announce(out, cloud, spec, "http://"+l.Addr().String(), endpoints); err != nil {
+		cancel(nil)
+		return err
+	}
+	if !o.quiet {
+		wg.Go(func() { follow(ctx, cloud, slog.New(slog.NewTextHandler(errOut, nil))) })
+	}
+	<-ctx.Done()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// endpoint is one instance's metadata service. Its URL ends in a slash: botocore appends paths without one.
+type endpoint struct{ instance, url string }
+
+// announce prints variables for a shell to evaluate, and what there is as comments.
+func announce(out io.Writer, cloud *aws.Cloud, spec spec, ec2 string, imds []endpoint) error {
+	p := &printer{w: out}
+	p.line("export AWS_REGION=%s AWS_DEFAULT_REGION=%s", cloud.Region(), cloud.Region())
+	p.line("export AWS_ENDPOINT_URL_EC2=%s  # older tools: --endpoint-url", ec2)
+	for i, e := range imds {
+		prefix := ""
+		if i > 0 {
+			prefix = "# "
+		}
+		p.line("%sexport AWS_EC2_METADATA_SERVICE_ENDPOINT=%s  # %s", prefix, e.url, e.instance)
+	}
+	for _, u := range spec.Users {
+		p.line("# or, without the instance's role:")
+		p.line("# export AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s", u.AccessKeyID, u.SecretAccessKey)
+	}
+	for _, e := range cloud.ENIs() {
+		p.line("# %s  %s  device %d of %s  %s  %s", e.ID, e.MAC, e.DeviceIndex, e.InstanceID, e.SubnetID, e.Primary)
+	}
+	return p.err
+}
+
+// printer remembers the first error.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) line(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
+	}
+}
+
+// follow logs each EC2 call when it ends.
+func follow(ctx context.Context, cloud *aws.Cloud, log *slog.Logger) {
+	logged := map[int]bool{}
+	_ = cloud.WaitJournal(ctx, func(calls []aws.Call) bool {
+		for _, c := range calls {
+			if c.Done() && !logged[c.Seq] {
+				logged[c.Seq] = true
+				log.Info("call", "seq", c.Seq, "action", c.Action, "eni", c.ENI, "addresses", c.Addresses,
+					"principal", c.Principal, "status", c.Status, "code", c.Code, "took", c.End.Sub(c.Start))
+			}
+		}
+		return false
+	})
+}

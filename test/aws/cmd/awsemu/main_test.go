@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// runIt runs the command until it has printed what is wanted, then ends it.
+func runIt(t *testing.T, try func(output string), args ...string) error {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := run(ctx, args, w, io.Discard)
+		_ = w.Close()
+		done <- err
+	}()
+	var got bytes.Buffer
+	buf := make([]byte, 4096)
+	for !strings.Contains(got.String(), "device 1 of") {
+		n, err := r.Read(buf)
+		got.Write(buf[:n])
+		if err != nil {
+			break
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, r) }()
+	try(got.String())
+	cancel()
+	return <-done
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func endpointIn(t *testing.T, output, variable string) string {
+	t.Helper()
+	m := regexp.MustCompile(`export ` + variable + `=(\S+)`).FindStringSubmatch(output)
+	if m == nil {
+		t.Fatalf("no %s in:\n%s", variable, output)
+	}
+	return m[1]
+}
+
+func TestDefaultInstance(t *testing.T) {
+	err := runIt(t, func(output string) {
+		imds := endpointIn(t, output, "AWS_EC2_METADATA_SERVICE_ENDPOINT")
+		macs := strings.Fields(get(t, imds+"latest/meta-data/network/interfaces/macs/"))
+		if len(macs) != 2 {
+			t.Errorf("interfaces: %v", macs)
+		}
+		if az := get(t, imds+"latest/meta-data/placement/availability-zone"); az != "eu-west-3a" {
+			t.Errorf("zone %s", az)
+		}
+		if body := get(t, endpointIn(t, output, "AWS_ENDPOINT_URL_EC2")); !strings.Contains(body, "<Code>MissingParameter</Code>") {
+			t.Errorf("EC2 answers %s", body)
+		}
+	}, "-enis", "2", "-region", "eu-west-3", "-quiet")
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConfigFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cloud.yaml")
+	text := `
+vpcs: [{id: vpc-1, ipv4: [10.0.0.0/16]}]
+subnets:
+- {id: subnet-1, vpcID: vpc-1, ipv4: 10.0.1.0/24, ipv6: ["fd00:1::/64"]}
+instances:
+- {id: i-1, type: c5.large, tokensRequired: false, hopLimit: 1, policy: {allow: [{actions: ["ec2:Describe*"]}]}}
+- {id: i-2, type: own, limits: {enis: 2, ipv4PerENI: 4, ipv6PerENI: 4}}
+interfaces:
+- {id: eni-1, subnetID: subnet-1, instanceID: i-1, mac: "02:00:00:00:00:01", primary: 10.0.1.10, secondary: [10.0.1.11], elasticIPs: {10.0.1.11: 203.0.113.1}}
+- {id: eni-2, subnetID: subnet-1, instanceID: i-2, deviceIndex: 1, prefixes: [10.0.1.32/28]}
+users: [{accessKeyId: AKIA1, secretAccessKey: s}]
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := runIt(t, func(output string) {
+		imds := endpointIn(t, output, "AWS_EC2_METADATA_SERVICE_ENDPOINT")
+		if got := get(t, imds+"latest/meta-data/network/interfaces/macs/02:00:00:00:00:01/local-ipv4s"); got != "10.0.1.10\n10.0.1.11" {
+			t.Errorf("addresses %q", got)
+		}
+		imds = regexp.MustCompile(`METADATA_SERVICE_ENDPOINT=(\S+)  # i-2`).FindStringSubmatch(output)[1]
+		if got := get(t, imds+"latest/meta-data/instance-id"); got != "i-2" {
+			t.Errorf("second instance: %q", got)
+		}
+	}, "-config", path, "-quiet")
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for want, args := range map[string][]string{
+		"unexpected argument":  {"now"},
+		"unknown field":        {"-config", file("a.yaml", "subnet: []")},
+		"no such file":         {"-config", filepath.Join(dir, "none.yaml")},
+		"is not in the table":  {"-type", "m1.gigantic"},
+		"hop limit 99":         {"-hop-limit", "99"},
+		"EC2 endpoint":         {"-listen", "256.0.0.1:1"},
+		"metadata service of":  {"-imds-listen", "256.0.0.1:1"},
+		"flag provided but":    {"-nope"},
+		"allows 3 interfaces":  {"-enis", "4"},
+		"want an id eni":       {"-config", file("b.yaml", "interfaces: [{id: x}]")},
+		"does not fall within": {"-config", file("c.yaml", "subnets: [{id: subnet-1, ipv4: 10.0.0.0/24}]\ninterfaces: [{id: eni-1, subnetID: subnet-1, primary: 10.1.0.9}]")},
+	} {
+		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: got %v, want …%s…", args, err, want)
+		}
+	}
+}

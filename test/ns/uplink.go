@@ -1,0 +1,56 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Current is a handle of the network namespace this process runs in, for instance to join it to others with [Veth]. Closing the
+// handle does not end the namespace.
+func Current() (*Namespace, error) {
+	n := &Namespace{name: "current"}
+	var err error
+	if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return nil, n.wrap("open", err)
+	}
+	if n.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(n.wrap("open", err), n.Close())
+	}
+	return n, nil
+}
+
+// Uplink gives the namespace this process runs in a link with the address p and a default route, which lead nowhere. Programs
+// that look for the machine's own address want both, kube-apiserver for one: lo is not enough for it. The link is gone when the
+// namespace returned, its other end, has been closed.
+func Uplink(link string, p netip.Prefix) (*Namespace, error) {
+	own, err := Current()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = own.Close() }()
+	nowhere, err := New("uplink")
+	if err != nil {
+		return nil, err
+	}
+	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	via := netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	if p.Addr().Is6() {
+		all, via = netip.PrefixFrom(netip.IPv6Unspecified(), 0), netip.MustParseAddr("fe80::1")
+	}
+	err = Veth(own, link, nowhere, "uplink", VethOpts{})
+	if err == nil {
+		err = own.AddAddr(link, p, NoDAD)
+	}
+	if err == nil {
+		err = own.AddRoute(Route{Dst: all, Via: via, Link: link})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("uplink %s: %w", link, err), nowhere.Close())
+	}
+	return nowhere, nil
+}
