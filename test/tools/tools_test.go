@@ -123,9 +123,9 @@ func TestFailedBuildTellsWhyAndLeavesNothing(t *testing.T) {
 
 func TestCancelledBuildLeavesNothing(t *testing.T) {
 	s := newStore(t, hello)
-	started := filepath.Join(t.TempDir(), "started")
+	started := filepath.Join(t.TempDir(), "started") // the id of a process that the stand-in for the Go command starts
 	script := filepath.Join(t.TempDir(), "go")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\n: >"+started+"\nsleep 600 &\nwait\n"), 0o700); err != nil {
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nsleep 600 &\necho $! >"+started+"\nwait\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	s.goTool = script
@@ -134,7 +134,7 @@ func TestCancelledBuildLeavesNothing(t *testing.T) {
 	defer wg.Wait()
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			if _, err := os.Stat(started); err == nil {
+			if pid, err := os.ReadFile(started); err == nil && bytes.HasSuffix(pid, []byte("\n")) {
 				cancel()
 			}
 			<-time.After(5 * time.Millisecond)
@@ -144,6 +144,14 @@ func TestCancelledBuildLeavesNothing(t *testing.T) {
 		t.Errorf("got %v, want the cancellation", err)
 	}
 	wantOnlyLock(t, s)
+	pid, err := os.ReadFile(started)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Killed and not yet reaped, a process has no command line any more.
+	if line, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "cmdline")); err == nil && len(line) > 0 {
+		t.Errorf("a compiler still runs: %s", bytes.ReplaceAll(line, []byte{0}, []byte(" ")))
+	}
 }
 
 func wantOnlyLock(t *testing.T, s *Store) {

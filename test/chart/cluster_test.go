@@ -1,0 +1,535 @@
+package chart
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admission/v1"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"multus-ip-manager.io/agent/settings"
+	"multus-ip-manager.io/test/plane"
+	"multus-ip-manager.io/webhook/inject"
+)
+
+// stub answers every admission with yes and remembers what it was asked.
+type stub struct {
+	server *httptest.Server
+	mu     sync.Mutex
+	calls  map[string][]string // pod name: paths
+}
+
+func newStub(t *testing.T) *stub {
+	t.Helper()
+	s := &stub{calls: map[string][]string{}}
+	s.server = httptest.NewTLSServer(http.HandlerFunc(s.serve))
+	t.Cleanup(s.server.Close)
+	return s
+}
+
+func (s *stub) serve(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	review := admissionv1.AdmissionReview{}
+	if err == nil {
+		err = json.Unmarshal(body, &review)
+	}
+	if err != nil || review.Request == nil {
+		http.Error(w, "not an AdmissionReview", http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	s.calls[review.Request.Name] = append(s.calls[review.Request.Name], r.URL.Path)
+	s.mu.Unlock()
+	review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true}
+	review.Request = nil
+	_ = json.NewEncoder(w).Encode(review)
+}
+
+// of returns the paths that were called for the pod.
+func (s *stub) of(pod string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.calls[pod])
+}
+
+func (s *stub) ca() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.server.Certificate().Raw})
+}
+
+// installation is the chart, installed for a webhook outside of the cluster.
+type installation struct {
+	plane   *plane.Plane
+	helm    *plane.Helm
+	release plane.Release
+}
+
+func install(t *testing.T, values map[string]any) installation {
+	t.Helper()
+	p := plane.Shared(t)
+	helm, err := p.Helm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := plane.ChartDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := installation{plane: p, helm: helm, release: plane.Release{
+		Name: releaseName, Namespace: p.CreateNamespace(t, "mim-system", map[string]string{settings.LabelInject: settings.InjectEnabled}),
+		Chart: dir, Values: values,
+	}}
+	if out, err := helm.Install(t.Context(), i.release); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		if _, err := helm.Uninstall(context.WithoutCancel(t.Context()), i.release.Name, i.release.Namespace); err != nil && !strings.Contains(err.Error(), "not found") {
+			t.Errorf("uninstall: %v", err)
+		}
+	})
+	return i
+}
+
+func (i installation) configuration(t *testing.T) *admissionregistrationv1.MutatingWebhookConfiguration {
+	t.Helper()
+	config := &admissionregistrationv1.MutatingWebhookConfiguration{}
+	if err := i.plane.Client.Get(t.Context(), client.ObjectKey{Name: "multus-ip-manager"}, config); err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+// trust puts the CA into every entry, by server-side apply of that field alone, as the webhook does.
+func (i installation) trust(t *testing.T, ca []byte) {
+	t.Helper()
+	var entries []map[string]any
+	for _, entry := range i.configuration(t).Webhooks {
+		entries = append(entries, map[string]any{"name": entry.Name, "clientConfig": map[string]any{"caBundle": ca}})
+	}
+	patch, err := json.Marshal(map[string]any{
+		"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+		"metadata": map[string]any{"name": "multus-ip-manager"}, "webhooks": entries,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = i.plane.Client.Patch(t.Context(), i.configuration(t), client.RawPatch(types.ApplyPatchType, patch), client.FieldOwner("test-certs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func pod(namespace, name string, labels, annotations map[string]string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels, Annotations: annotations},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "app:1"}}},
+	}
+}
+
+type pairs = map[string]string
+
+// Which pods does the API server ask about, and where? What it does not ask about cannot be harmed by us: it must also
+// start when nothing answers.
+func TestWhoIsAsked(t *testing.T) {
+	stub := newStub(t)
+	i := install(t, map[string]any{"webhook": map[string]any{"url": stub.server.URL, "excludedNamespaces": []string{"excluded"}}})
+	p := i.plane
+	i.trust(t, stub.ca())
+
+	enabled := settings.InjectEnabled
+	namespaces := map[string]string{
+		"plain":     p.CreateNamespace(t, "plain", nil),
+		"opted in":  p.CreateNamespace(t, "in", pairs{settings.LabelInject: enabled}),
+		"init":      p.CreateNamespace(t, "init", pairs{settings.LabelInject: enabled, settings.KeyMode: "init"}),
+		"sidecar":   p.CreateNamespace(t, "sidecar", pairs{settings.LabelInject: enabled, settings.KeyMode: "sidecar"}),
+		"node":      p.CreateNamespace(t, "node", pairs{settings.LabelInject: enabled, settings.KeyMode: "node"}),
+		"unknown":   p.CreateNamespace(t, "unknown", pairs{settings.LabelInject: enabled, settings.KeyMode: "daemon"}),
+		"empty":     p.CreateNamespace(t, "empty", pairs{settings.LabelInject: enabled, settings.KeyMode: ""}),
+		"mode only": p.CreateNamespace(t, "mode", pairs{settings.KeyMode: "init"}),
+		"disabled":  p.CreateNamespace(t, "disabled", pairs{settings.LabelInject: "disabled"}),
+		"release":   i.release.Namespace, // labelled as opted in
+		"system":    "kube-system",
+		"excluded":  "excluded",
+	}
+	excluded := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "excluded", Labels: pairs{settings.LabelInject: enabled}}}
+	if err := p.Client.Create(t.Context(), excluded); err != nil {
+		t.Fatal(err)
+	}
+	system := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system"}}
+	label := `{"metadata":{"labels":{"` + settings.LabelInject + `":"enabled"}}}`
+	if err := p.Client.Patch(t.Context(), system, client.RawPatch(types.MergePatchType, []byte(label))); err != nil {
+		t.Fatal(err)
+	}
+
+	multus := pairs{settings.Networks: "net"}
+	tests := map[string]struct {
+		namespace           string
+		labels, annotations pairs
+		want                string // path, "" for not asked
+	}{
+		"in-multus":              {"opted in", nil, multus, "/mutate"},
+		"in-unparsable":          {"opted in", nil, pairs{settings.Networks: "[null]"}, "/mutate"},
+		"in-mode-annotation":     {"opted in", nil, pairs{settings.KeyMode: "node"}, "/mutate"},
+		"in-mode-label":          {"opted in", pairs{settings.KeyMode: "sidecar"}, nil, "/mutate"},
+		"in-mode-invalid":        {"opted in", pairs{settings.KeyMode: "x"}, nil, "/mutate"},
+		"in-nothing":             {"opted in", nil, nil, ""},
+		"in-other-annotations":   {"opted in", pairs{"a": "b"}, pairs{"c": "d"}, ""},
+		"in-no-network":          {"opted in", nil, pairs{settings.Networks: ""}, ""},
+		"in-pod-out":             {"opted in", pairs{settings.LabelInject: "disabled"}, multus, ""},
+		"in-pod-out-with-mode":   {"opted in", pairs{settings.LabelInject: "disabled", settings.KeyMode: "init"}, multus, ""},
+		"in-pod-says-enabled":    {"opted in", pairs{settings.LabelInject: enabled}, multus, "/mutate"},
+		"init-multus":            {"init", nil, multus, "/mutate/init"},
+		"sidecar-multus":         {"sidecar", nil, multus, "/mutate/sidecar"},
+		"node-multus":            {"node", nil, multus, "/mutate/node"},
+		"unknown-multus":         {"unknown", nil, multus, "/mutate/other"},
+		"unknown-nothing":        {"unknown", nil, nil, ""},
+		"empty-multus":           {"empty", nil, multus, "/mutate/other"},
+		"plain-multus":           {"plain", nil, multus, ""},
+		"plain-with-mode":        {"plain", pairs{settings.KeyMode: "init"}, multus, ""},
+		"plain-pod-says-enabled": {"plain", pairs{settings.LabelInject: enabled}, multus, ""},
+		"mode-only-multus":       {"mode only", nil, multus, ""},
+		"disabled-multus":        {"disabled", nil, multus, ""},
+		"release-multus":         {"release", nil, multus, ""},
+		"system-multus":          {"system", nil, multus, ""},
+		"excluded-multus":        {"excluded", nil, multus, ""},
+	}
+
+	// The API server learns of a new configuration within a moment: wait until it asks at all.
+	waitFor(t, "the first call", func() bool {
+		canary := pod(namespaces["opted in"], "canary", nil, multus)
+		if err := p.Client.Create(t.Context(), canary, client.DryRunAll); err != nil {
+			t.Logf("not yet: %v", err)
+		}
+		return len(stub.of("canary")) > 0
+	})
+	for name, test := range tests {
+		err := p.Client.Create(t.Context(), pod(namespaces[test.namespace], name, test.labels, test.annotations), client.DryRunAll)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		var want []string
+		if test.want != "" {
+			want = []string{test.want}
+		}
+		if diff := cmp.Diff(want, stub.of(name)); diff != "" {
+			t.Errorf("%s: calls (-want +got):\n%s", name, diff)
+		}
+	}
+
+	// Only the creation of pods is asked about: an opted-in pod can be changed and deleted while nothing answers.
+	made := pod(namespaces["opted in"], "made", nil, multus)
+	if err := p.Client.Create(t.Context(), made); err != nil {
+		t.Fatal(err)
+	}
+
+	stub.server.Close()
+	for name, test := range tests {
+		err := p.Client.Create(t.Context(), pod(namespaces[test.namespace], name, test.labels, test.annotations), client.DryRunAll)
+		switch {
+		case test.want == "" && err != nil:
+			t.Errorf("%s depends on the webhook: %v", name, err)
+		case test.want != "" && !apierrors.IsInternalError(err):
+			t.Errorf("%s starts without its addresses while nothing answers: %v", name, err)
+		}
+	}
+	made.Annotations["changed"] = "yes"
+	if err := p.Client.Update(t.Context(), made); err != nil {
+		t.Errorf("change while nothing answers: %v", err)
+	}
+	if err := p.Client.Delete(t.Context(), made); err != nil {
+		t.Errorf("delete while nothing answers: %v", err)
+	}
+}
+
+// Entries as the API server keeps them, defaults filled in.
+func TestEntriesInTheCluster(t *testing.T) {
+	i := install(t, map[string]any{"webhook": map[string]any{"url": "https://127.0.0.1:1"}})
+	entries := i.configuration(t).Webhooks
+	if len(entries) != len(inject.Paths()) {
+		t.Fatalf("%d entries, want %d", len(entries), len(inject.Paths()))
+	}
+	for _, entry := range entries {
+		got := []string{
+			string(*entry.FailurePolicy), string(*entry.SideEffects), string(*entry.ReinvocationPolicy), string(*entry.MatchPolicy),
+		}
+		if diff := cmp.Diff([]string{"Fail", "None", "IfNeeded", "Equivalent"}, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", entry.Name, diff)
+		}
+		if *entry.TimeoutSeconds != 5 || len(entry.MatchConditions) != 1 || len(entry.ClientConfig.CABundle) != 0 {
+			t.Errorf("%s: timeout %d, %d match conditions, %d bytes of caBundle", entry.Name, *entry.TimeoutSeconds, len(entry.MatchConditions), len(entry.ClientConfig.CABundle))
+		}
+		scope := admissionregistrationv1.NamespacedScope
+		rules := []admissionregistrationv1.RuleWithOperations{{
+			Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
+			Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}, Scope: &scope},
+		}}
+		if diff := cmp.Diff(rules, entry.Rules); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", entry.Name, diff)
+		}
+	}
+}
+
+func TestUpgradeAndUninstall(t *testing.T) {
+	i := install(t, nil)
+	ca := newStub(t).ca()
+	i.trust(t, ca)
+
+	versions := func() map[string]string {
+		t.Helper()
+		out := map[string]string{}
+		for _, list := range ownedLists() {
+			if err := i.plane.Client.List(t.Context(), list, client.MatchingLabels{"app.kubernetes.io/instance": releaseName}); err != nil {
+				t.Fatal(err)
+			}
+			for _, item := range items(t, list) {
+				out[item.kind+"/"+item.name] = item.version
+			}
+		}
+		return out
+	}
+	installed := versions()
+	if len(installed) != 9 {
+		t.Errorf("installed: %v, want 9 objects", installed)
+	}
+	if _, err := i.helm.Upgrade(t.Context(), i.release); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(installed, versions()); diff != "" {
+		t.Errorf("an upgrade to the same chart and values changed objects (-before +after):\n%s", diff)
+	}
+
+	changed := i.release
+	changed.Values = map[string]any{"webhook": map[string]any{"timeoutSeconds": 3}}
+	if _, err := i.helm.Upgrade(t.Context(), changed); err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range i.configuration(t).Webhooks {
+		if *entry.TimeoutSeconds != 3 {
+			t.Errorf("%s: timeout %d after the upgrade", entry.Name, *entry.TimeoutSeconds)
+		}
+		if string(entry.ClientConfig.CABundle) != string(ca) {
+			t.Errorf("%s: the upgrade took the caBundle away", entry.Name)
+		}
+	}
+
+	if _, err := i.helm.Uninstall(t.Context(), i.release.Name, i.release.Namespace); err != nil {
+		t.Fatal(err)
+	}
+	if left := versions(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func ownedLists() []client.ObjectList {
+	return []client.ObjectList{
+		&appsv1.DeploymentList{}, &corev1.ServiceList{}, &corev1.ServiceAccountList{}, &corev1.ConfigMapList{},
+		&policyv1.PodDisruptionBudgetList{}, &rbacv1.RoleList{}, &rbacv1.RoleBindingList{},
+		&rbacv1.ClusterRoleList{}, &rbacv1.ClusterRoleBindingList{},
+		&admissionregistrationv1.MutatingWebhookConfigurationList{},
+	}
+}
+
+// Two releases cannot both own the webhook configuration; the second is told so, and the first goes on.
+func TestSecondReleaseIsRefused(t *testing.T) {
+	i := install(t, nil)
+	second := i.release
+	second.Name, second.Namespace = "second", i.plane.CreateNamespace(t, "second", nil)
+	_, err := i.helm.Install(t.Context(), second)
+	if err == nil || !strings.Contains(err.Error(), "multus-ip-manager") || !strings.Contains(err.Error(), "exists and cannot be imported") {
+		t.Errorf("the second release: %v", err)
+	}
+	if got := i.configuration(t).Annotations["meta.helm.sh/release-namespace"]; got != i.release.Namespace {
+		t.Errorf("the configuration now belongs to %s", got)
+	}
+}
+
+// The Deployment's pods are accepted where only restricted ones are, and as what the chart says.
+func TestPodsAreRestricted(t *testing.T) {
+	for _, name := range []string{"default", "secret"} {
+		t.Run(name, func(t *testing.T) {
+			i := install(t, values(t, name))
+			deployment := &appsv1.Deployment{}
+			key := client.ObjectKey{Namespace: i.release.Namespace, Name: releaseName + "-multus-ip-manager"}
+			if err := i.plane.Client.Get(t.Context(), key, deployment); err != nil {
+				t.Fatal(err)
+			}
+			ns := i.plane.CreateNamespace(t, "restricted", pairs{"pod-security.kubernetes.io/enforce": "restricted"})
+			account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: deployment.Spec.Template.Spec.ServiceAccountName}}
+			if err := i.plane.Client.Create(t.Context(), account); err != nil {
+				t.Fatal(err)
+			}
+			made := &corev1.Pod{ObjectMeta: deployment.Spec.Template.ObjectMeta, Spec: deployment.Spec.Template.Spec}
+			made.Namespace, made.Name = ns, "webhook"
+			if err := i.plane.Client.Create(t.Context(), made); err != nil {
+				t.Fatal(err)
+			}
+			if made.Spec.Priority == nil || *made.Spec.Priority != 2000000000 {
+				t.Errorf("priority %v, want that of system-cluster-critical", made.Spec.Priority)
+			}
+			if sleep := made.Spec.Containers[0].Lifecycle.PreStop.Sleep; sleep == nil || sleep.Seconds != 10 {
+				t.Errorf("preStop sleep: %v", sleep)
+			}
+		})
+	}
+}
+
+// What the webhook's service account may do, and, as much, what not.
+func TestRights(t *testing.T) {
+	i := install(t, nil)
+	ns := i.release.Namespace
+	secret := releaseName + "-multus-ip-manager-ca"
+	other := i.plane.CreateNamespace(t, "other", nil)
+	const group, configs = "admissionregistration.k8s.io", "mutatingwebhookconfigurations"
+	tests := []struct {
+		verb, group, resource, namespace, name string
+		want                                   bool
+	}{
+		{"get", "", "secrets", ns, secret, true},
+		{"update", "", "secrets", ns, secret, true},
+		{"watch", "", "secrets", ns, secret, true},
+		{"create", "", "secrets", ns, "", true},
+		{"delete", "", "secrets", ns, secret, false},
+		{"get", "", "secrets", ns, "another", false},
+		{"list", "", "secrets", ns, "", false},
+		{"get", "", "secrets", other, secret, false},
+		{"create", "", "secrets", other, "", false},
+		{"get", group, configs, "", "multus-ip-manager", true},
+		{"patch", group, configs, "", "multus-ip-manager", true},
+		{"update", group, configs, "", "multus-ip-manager", false},
+		{"delete", group, configs, "", "multus-ip-manager", false},
+		{"patch", group, configs, "", "pod-identity-webhook", false},
+		{"list", group, configs, "", "", false},
+		{"get", "", "pods", ns, "", false},
+		{"get", "", "namespaces", "", ns, false},
+		{"get", "", "configmaps", ns, "", false},
+	}
+	for _, test := range tests {
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "system:serviceaccount:" + ns + ":" + releaseName + "-multus-ip-manager",
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Verb: test.verb, Group: test.group, Resource: test.resource, Namespace: test.namespace, Name: test.name,
+			},
+		}}
+		if err := i.plane.Client.Create(t.Context(), review); err != nil {
+			t.Fatal(err)
+		}
+		if review.Status.Allowed != test.want {
+			t.Errorf("%s %s %s/%s: allowed=%v, want %v", test.verb, test.resource, test.namespace, test.name, review.Status.Allowed, test.want)
+		}
+	}
+
+	// List and watch work with the field selector, and only with it.
+	config, err := i.plane.ServiceAccountConfig(t.Context(), ns, releaseName+"-multus-ip-manager")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.NewWithWatch(config, client.Options{Scheme: i.plane.Client.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := client.MatchingFields{"metadata.name": "multus-ip-manager"}
+	var list admissionregistrationv1.MutatingWebhookConfigurationList
+	if err := c.List(t.Context(), &list, one); err != nil || len(list.Items) != 1 {
+		t.Errorf("list by name: %d, %v", len(list.Items), err)
+	}
+	if err := c.List(t.Context(), &list); !apierrors.IsForbidden(err) {
+		t.Errorf("list all: %v, want forbidden", err)
+	}
+	events, err := c.Watch(t.Context(), &corev1.SecretList{}, client.InNamespace(ns), client.MatchingFields{"metadata.name": secret})
+	if err != nil {
+		t.Errorf("watch the Secret by name: %v", err)
+	} else {
+		events.Stop()
+	}
+}
+
+func TestNotesTellTheNextCommand(t *testing.T) {
+	p := plane.Shared(t)
+	helm, err := p.Helm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := plane.ChartDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := p.CreateNamespace(t, "notes", nil)
+	type set = map[string]any
+	for name, test := range map[string]struct {
+		values any
+		wants  []string
+	}{
+		"default": {nil, []string{"rollout status deployment/mim-multus-ip-manager"}},
+		"url": {values(t, "url"), []string{
+			"'--cert-source=self'", "'--dns-names=192.0.2.10'", "https://192.0.2.10:9443/", ns + "/mim-multus-ip-manager",
+		}},
+		"secret":         {values(t, "secret"), []string{"my-certificate", "caBundle"}},
+		"failure policy": {set{"webhook": set{"failurePolicy": "Ignore"}}, []string{"failurePolicy is Ignore"}},
+		"mode":           {set{"agent": set{"mode": "sidecar"}}, []string{`"sidecar"`}},
+	} {
+		out, err := helm.Install(t.Context(), plane.Release{
+			Name: releaseName, Namespace: ns, Chart: dir, Values: test.values, Args: []string{"--dry-run=client"},
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		_, notes, _ := strings.Cut(out, "\nNOTES:\n")
+		for _, want := range append(test.wants, "kubectl label namespace NAMESPACE "+settings.LabelInject+"="+settings.InjectEnabled) {
+			if !strings.Contains(notes, want) {
+				t.Errorf("%s: the notes do not say %s:\n%s", name, want, notes)
+			}
+		}
+	}
+}
+
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	for !done() {
+		select {
+		case <-limit:
+			t.Fatalf("waited in vain for %s", what)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+type item struct{ kind, name, version string }
+
+func items(t *testing.T, list client.ObjectList) []item {
+	t.Helper()
+	var out []item
+	err := meta.EachListItem(list, func(object runtime.Object) error {
+		accessor, err := meta.Accessor(object)
+		if err != nil {
+			return err
+		}
+		out = append(out, item{reflect.TypeOf(object).Elem().Name(), accessor.GetNamespace() + "/" + accessor.GetName(), accessor.GetResourceVersion()})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
