@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -68,8 +69,8 @@ type Outcome struct {
 }
 
 // aloneLimit is how often EC2 may refuse an IPv6 address that nobody seems to hold before that is believed: searches lag behind
-// assignments, so the true holder may just not be visible yet.
-const aloneLimit = 6
+// assignments, so the true holder may just not be visible yet. With the pauses of a contested address it takes about ten seconds.
+const aloneLimit = 9
 
 // moveRounds bounds how often one attempt takes IPv6 addresses off other ENIs: more than once means that somebody else is
 // claiming them at the same time, and that is settled with pauses, not at full speed.
@@ -79,6 +80,8 @@ const moveRounds = 2
 type Applier struct {
 	EC2 EC2
 	Log *slog.Logger
+	// AllowPrimaryENI permits to take addresses off ENIs with device index 0, of whatever node.
+	AllowPrimaryENI bool
 }
 
 // Attempt tries once to put the claims on their common ENI. Every claim has exactly one outcome, in no particular order.
@@ -166,6 +169,10 @@ func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
 		return c, false
 	case ok && h.Primary:
 		t.settle(Rejected, primaryError(c.Addr, t.eni, h), c)
+		return c, false
+	case ok && h.DeviceIndex == 0 && !t.AllowPrimaryENI:
+		t.settle(Rejected, fmt.Errorf("assign %s to %s: %s holds it, the primary ENI of a node, which the VPC CNI manages: keep the range of the "+
+			"NetworkAttachmentDefinition apart from the nodes' own addresses, or allow primary ENIs in the agent's settings", c.Addr, t.eni, h.ENI), c)
 		return c, false
 	case ok && c.CheckHolder && !h.Unmanaged:
 		t.settle(Rejected, fmt.Errorf("assign %s to %s: %s holds it and is not tagged %s=true in a subnet the VPC CNI draws from, "+
@@ -291,12 +298,15 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 	}
 	var unheld []Claim
 	elsewhere := map[string][]Claim{}
-	for _, c := range claims {
-		c, press := t.judge(c, held)
+	for _, known := range claims {
+		c, press := t.judge(known, held)
 		if !press {
 			continue
 		}
 		if c.before == "" {
+			// EC2 has just refused it, so somebody may hold it whom the search does not show yet: that nobody did before our claim
+			// is not known, and whoever shows up later is no newer claim for that reason alone.
+			c.read, c.before = known.read && known.before != "", known.before
 			unheld = append(unheld, c)
 		} else {
 			elsewhere[c.before] = append(elsewhere[c.before], c)
@@ -321,36 +331,61 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 // free takes addresses off the ENIs that hold them. It gives the claims that nobody holds any more; settled tells that others
 // got their outcome here.
 func (t *attempt) free(ctx context.Context, elsewhere map[string][]Claim, round int, refusal error) (moved []Claim, settled bool) {
-	for holder, claims := range elsewhere {
+	for _, holder := range slices.Sorted(maps.Keys(elsewhere)) {
+		claims := elsewhere[holder]
 		if round >= moveRounds {
 			t.settle(Again, fmt.Errorf("move to %s: others keep claiming the address: %w", t.eni, refusal), claims...)
 			settled = true
 			continue
 		}
 		t.Log.InfoContext(ctx, "taking IPv6 addresses off the ENI that holds them", "holder", holder, "eni", t.eni, "addresses", addrsOf(claims))
-		switch err := t.EC2.UnassignIPv6(ctx, holder, addrsOf(claims)); {
-		case err == nil:
-			moved = append(moved, claims...)
-		case ClassOf(err) == Refused:
-			// EC2 takes nothing off an ENI that does not hold all of it: what was read is out of date, or has changed since. The
-			// next attempt reads afresh.
-			for _, c := range claims {
-				c.read, c.before = false, ""
-				t.settle(Again, err, c)
-			}
-			settled = true
-		default:
-			t.fail(err, claims...)
-			settled = true
-		}
+		freed := t.unassignIPv6(ctx, holder, claims)
+		moved = append(moved, freed...)
+		settled = settled || len(freed) < len(claims)
 	}
 	return moved, settled
+}
+
+// unassignIPv6 takes addresses off one ENI and gives the claims for which that was done. EC2 takes nothing off an ENI that does
+// not hold all of it, so a refused batch is taken apart.
+func (t *attempt) unassignIPv6(ctx context.Context, holder string, claims []Claim) (freed []Claim) {
+	switch err := t.EC2.UnassignIPv6(ctx, holder, addrsOf(claims)); {
+	case err == nil:
+		return claims
+	case ClassOf(err) != Refused:
+		t.fail(err, claims...)
+	case len(claims) > 1:
+		half := len(claims) / 2
+		freed = t.unassignIPv6(ctx, holder, claims[:half])
+		return append(slices.Clone(freed), t.unassignIPv6(ctx, holder, claims[half:])...)
+	default:
+		t.tryIPv6(ctx, claims[0], err)
+	}
+	return nil
+}
+
+// tryIPv6 settles an address that is not where the search showed it. The search lags, so it may be free by now (an attempt cut
+// off between taking it off and assigning it leaves it so), and then it must not wait for the search, nor for other addresses.
+func (t *attempt) tryIPv6(ctx context.Context, c Claim, refusal error) {
+	switch err := t.EC2.AssignIPv6(ctx, t.eni, addrsOf([]Claim{c})); {
+	case err == nil:
+		t.settle(Done, nil, c)
+	case ClassOf(err) == Refused:
+		// Somebody else has it. What was read is out of date; the next attempt reads afresh.
+		c.read, c.before = false, ""
+		t.settle(Again, refusal, c)
+	case ClassOf(err) == Full:
+		t.settle(Again, err, c)
+	default:
+		t.fail(err, c)
+	}
 }
 
 // aloneIPv6 settles an address that EC2 refuses alone and nobody is seen to hold.
 func (t *attempt) aloneIPv6(c Claim, refusal error) {
 	if c.alone++; c.alone < aloneLimit {
-		t.settle(Again, refusal, c)
+		t.settle(Again, &OpError{Op: "wait for", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
+			Err: fmt.Errorf("EC2 refuses it, and searches do not show who holds it yet: %w", refusal)}, c)
 		return
 	}
 	t.settle(Rejected, fmt.Errorf("EC2 refuses %s, which no ENI of %s is seen to hold: %w", c.Addr, t.subnet, refusal), c)

@@ -203,7 +203,11 @@ func (e *credentialsError) Unwrap() error { return e.err }
 // class tells "there is none for you" from "could not ask". A role that is missing from metadata is a 404, a role that may not
 // be assumed is STS's AccessDenied.
 func (e *credentialsError) class() Class {
-	if c, known := codes[codeOf(e.err)]; known {
+	code := codeOf(e.err)
+	if _, throttled := retry.DefaultThrottleErrorCodes[code]; throttled {
+		return Throttled // a mass start asks STS for credentials, too
+	}
+	if c, known := codes[code]; known {
 		return c
 	}
 	var answer *smithyhttp.ResponseError

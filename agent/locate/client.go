@@ -72,16 +72,27 @@ func (m *Metadata) Client() *imds.Client { return m.client }
 // without tokens; a 401 to that makes the SDK ask for a token again.
 type tokenTransport struct {
 	base http.RoundTripper
-	lost atomic.Bool
+	// lost is set while requests for a token go without an answer, demanded while other requests are refused for want of one.
+	lost, demanded atomic.Bool
+	// lostAt is when (in Unix nanoseconds) the last request for a token was given up.
+	lostAt atomic.Int64
 }
 
-// unanswered tells whether the last request for a token went without an answer.
-func (t *tokenTransport) unanswered() bool { return t.lost.Load() }
+// queueTime is how soon after a request for a token was given up another one is answered alike without being sent. The SDK asks for
+// tokens one after the other, so requests that began together would each wait their own second.
+const queueTime = 50 * time.Millisecond
+
+// lockedOut tells whether metadata demands a token and its answers with one do not arrive. The SDK's errors do not let the status
+// of such an answer through, so it is noted here.
+func (t *tokenTransport) lockedOut() bool { return t.lost.Load() && t.demanded.Load() }
 
 // RoundTrip implements [http.RoundTripper].
 func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	timeout := requestTimeout
 	if req.Method == http.MethodPut {
+		if t.lost.Load() && time.Since(time.Unix(0, t.lostAt.Load())) < queueTime {
+			return withoutToken(req), nil
+		}
 		timeout = tokenTimeout
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), timeout)
@@ -91,14 +102,21 @@ func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		err = slurp(resp)
 	}
 	if req.Method == http.MethodPut {
-		noAnswer := err != nil && ctx.Err() != nil && req.Context().Err() == nil
-		t.lost.Store(noAnswer)
-		if noAnswer {
+		switch {
+		case err == nil:
+			t.lost.Store(false)
+		case ctx.Err() != nil && req.Context().Err() == nil:
+			t.lostAt.Store(time.Now().UnixNano())
+			t.lost.Store(true)
 			return withoutToken(req), nil
 		}
+		// A request the caller gave up says nothing about the service.
 	}
 	if err != nil {
 		return nil, err
+	}
+	if req.Method != http.MethodPut {
+		t.demanded.Store(resp.StatusCode == http.StatusUnauthorized)
 	}
 	return resp, nil
 }

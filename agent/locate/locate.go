@@ -202,15 +202,11 @@ func (m *Metadata) value(ctx context.Context, key string) (string, error) {
 
 func (m *Metadata) explain(ctx context.Context, key string, err error) (string, error) {
 	var answer *smithyhttp.ResponseError
-	if errors.As(err, &answer) {
-		switch answer.HTTPStatusCode() {
-		case http.StatusNotFound:
-			return "", nil
-		case http.StatusUnauthorized:
-			if m.token.unanswered() {
-				return "", fmt.Errorf("metadata %s: %w", key, ErrHopLimit)
-			}
-		}
+	if errors.As(err, &answer) && answer.HTTPStatusCode() == http.StatusNotFound {
+		return "", nil
+	}
+	if m.token.lockedOut() {
+		return "", fmt.Errorf("metadata %s: %w", key, ErrHopLimit)
 	}
 	if ctx.Err() != nil {
 		return "", ctx.Err()

@@ -103,8 +103,9 @@ func dumpAddresses() ([][]byte, error) {
 // an address that was removed and added again from one that stayed. It gives the address, without its link, and the link's
 // index.
 func parseAddress(msg []byte) (a plan.Address, linkIndex int, err error) {
-	if len(msg) < unix.SizeofIfAddrmsg {
-		return a, 0, fmt.Errorf("address message of %d bytes is too short", len(msg))
+	// The kernel pads every attribute, also the last one. The library's parser panics where that padding is missing.
+	if len(msg) < unix.SizeofIfAddrmsg || len(msg)%unix.RTA_ALIGNTO != 0 {
+		return a, 0, fmt.Errorf("address message of %d bytes is cut off", len(msg))
 	}
 	head := nl.DeserializeIfAddrmsg(msg)
 	attrs, err := nl.ParseRouteAttr(msg[head.Len():])

@@ -133,7 +133,7 @@ func onENI(addr netip.Addr, e ENI, own bool, r Rules) Reason {
 		return ReasonPrimaryENI
 	case containsAddr(e.Prefixes, addr):
 		return ReasonInPrefix
-	case len(e.Subnets) > 0 && !e.Contains(addr):
+	case e.knowsFamily(addr) && !e.Contains(addr):
 		return ReasonOutsideSubnet
 	}
 	return ReasonWanted

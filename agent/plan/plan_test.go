@@ -175,10 +175,13 @@ func TestMake(t *testing.T) {
 				{"192.168.7.5", "net1", "", ReasonIgnored, false},
 			},
 		},
-		"IPv6 of an ENI whose subnet has no IPv6": {
-			addrs: on(net1, "2001:db8:0:b::5/64"),
+		"no IPv6 block known: EC2 judges": {
+			addrs: on(net1, "2001:db8:0:b::5/64", "192.168.7.5/24"),
 			enis:  []ENI{primaryENI, {ID: "eni-b1", MAC: eniB1.MAC, DeviceIndex: 1, SubnetID: "subnet-b", Subnets: prefixes("10.0.16.0/20")}},
-			want:  []verdict{{"2001:db8:0:b::5", "net1", "eni-b1", ReasonOutsideSubnet, false}},
+			want: []verdict{
+				{"2001:db8:0:b::5", "net1", "eni-b1", ReasonWanted, false},
+				{"192.168.7.5", "net1", "eni-b1", ReasonOutsideSubnet, false},
+			},
 		},
 		"unknown subnet blocks: EC2 judges": {
 			addrs: on(net1, "192.168.7.5/24"),
@@ -550,7 +553,7 @@ func TestMakeProperties(t *testing.T) {
 				t.Fatalf("%s is assigned twice", a)
 			case d.ENI.ID == "", d.ENI.DeviceIndex == 0 && !rules.AllowPrimaryENI:
 				t.Fatalf("%s is assigned to %q", a, d.ENI)
-			case !d.ENI.Contains(a.Addr), containsAddr(d.ENI.Prefixes, a.Addr):
+			case d.ENI.knowsFamily(a.Addr) && !d.ENI.Contains(a.Addr), containsAddr(d.ENI.Prefixes, a.Addr):
 				t.Fatalf("%s cannot be assigned to %q", a, d.ENI)
 			case d.ENI.MAC != a.Link.MAC && !rules.MapBySubnet:
 				t.Fatalf("%s has another MAC than %q", a, d.ENI)

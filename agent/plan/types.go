@@ -7,6 +7,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -64,8 +65,8 @@ type ENI struct {
 	DeviceIndex int
 	// SubnetID is the subnet the ENI was made in; it never changes.
 	SubnetID string
-	// Subnets are the IPv4 and IPv6 CIDR blocks of that subnet. Empty when metadata could not be read and EC2 was asked
-	// instead: then EC2 itself judges whether an address fits.
+	// Subnets are the IPv4 and IPv6 CIDR blocks of that subnet. Metadata may leave out those of a family of which the ENI has no
+	// address yet: then EC2 itself judges whether an address fits.
 	Subnets []netip.Prefix
 	// Prefixes are the prefixes delegated to the ENI; every address inside is routed to it already.
 	Prefixes []netip.Prefix
@@ -73,6 +74,11 @@ type ENI struct {
 
 // Contains tells whether addr lies in one of the ENI's subnet CIDRs.
 func (e ENI) Contains(addr netip.Addr) bool { return containsAddr(e.Subnets, addr) }
+
+// knowsFamily tells whether a CIDR block of the address's family is known.
+func (e ENI) knowsFamily(addr netip.Addr) bool {
+	return slices.ContainsFunc(e.Subnets, func(p netip.Prefix) bool { return p.Addr().Is4() == addr.Is4() })
+}
 
 // String gives the id with the MAC, as log lines and errors name an ENI.
 func (e ENI) String() string { return e.ID + " (" + e.MAC + ")" }

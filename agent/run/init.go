@@ -143,13 +143,13 @@ func (a *Agent) expect(s plan.Snapshot) error {
 	if !short.Any() {
 		return nil
 	}
-	missing := strings.Join(short.Names, ", ")
+	missing := short.Names
 	if short.Unnamed > 0 {
-		missing = strings.Trim(fmt.Sprintf("%s and %d unnamed", missing, short.Unnamed), "and ")
+		missing = append(missing, fmt.Sprintf("%d unnamed", short.Unnamed))
 	}
 	return report.Fail(report.InterfaceMissing, "interfaces that the pod asked for are missing (%s): Multus was not ready when the pod's sandbox was made, "+
 		"and interfaces do not come later: delete the pod; a network that makes no interface (VFIO, DPDK) is left out by naming the others in the annotation %s",
-		missing, settings.KeyInterfaces)
+		strings.Join(missing, ", "), settings.KeyInterfaces)
 }
 
 // manage names the interfaces whose addresses do not work yet, for the check of the agent's own routes.
@@ -165,6 +165,7 @@ func (a *Agent) manage(wanted []plan.Address) {
 func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, error) {
 	macs := macsOf(c.All())
 	var b backoff
+	var last error
 	hops := 0
 	log := faultLog{log: a.Log}
 	for looks := 0; ; {
@@ -189,17 +190,27 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 		if blocked := a.Routes.Blocked(); blocked != nil {
 			return nil, &report.Failure{Code: report.NoRoute, Err: blocked}
 		}
-		if hops++; !errors.Is(err, locate.ErrHopLimit) {
+		if last = telling(ctx, last, err); errors.Is(last, locate.ErrHopLimit) {
+			hops++
+		} else {
 			hops = 0
 		}
 		if hops == hopLimitTries {
-			return nil, &report.Failure{Code: report.NoMetadata, Err: err}
+			return nil, &report.Failure{Code: report.NoMetadata, Err: last}
 		}
-		log.tell("waiting for instance metadata", err)
+		log.tell("waiting for instance metadata", last)
 		if stop := sleep(ctx, b.pause(apply.Unanswered)); stop != nil {
-			return nil, a.stopped(stop, report.NoMetadata, err)
+			return nil, a.stopped(stop, report.NoMetadata, last)
 		}
 	}
+}
+
+// telling chooses the fault to report: an attempt that was cut off by the agent's own end says less than the one before it.
+func telling(ctx context.Context, before, now error) error {
+	if ctx.Err() != nil && before != nil {
+		return before
+	}
+	return now
 }
 
 func macsOf(addrs []plan.Address) []string {
@@ -309,6 +320,7 @@ func (a *Agent) connectAhead(ctx context.Context, c plan.Candidates) func() (app
 // environment does not tell it.
 func (a *Agent) connect(ctx context.Context, try func() (apply.EC2, error)) (apply.EC2, error) {
 	var b backoff
+	var last error
 	log := faultLog{log: a.Log}
 	for {
 		ec2, err := try()
@@ -318,9 +330,10 @@ func (a *Agent) connect(ctx context.Context, try func() (apply.EC2, error)) (app
 		if blocked := a.Routes.Blocked(); blocked != nil {
 			return nil, &report.Failure{Code: report.NoRoute, Err: blocked}
 		}
-		log.tell("waiting for the AWS configuration", err)
+		last = telling(ctx, last, err)
+		log.tell("waiting for the AWS configuration", last)
 		if stop := sleep(ctx, b.pause(apply.Unanswered)); stop != nil {
-			return nil, a.stopped(stop, report.NoMetadata, err)
+			return nil, a.stopped(stop, report.NoMetadata, last)
 		}
 		try = func() (apply.EC2, error) { return a.Connect(ctx) }
 	}
@@ -364,12 +377,22 @@ type faultLog struct {
 }
 
 func (f *faultLog) tell(what string, err error, args ...any) {
-	text := what + err.Error()
+	text := what + sameness(err)
 	if text == f.text && time.Since(f.at) < tellEvery {
 		return
 	}
 	f.text, f.at = text, time.Now()
 	f.log.Warn(what, append([]any{"error", err}, args...)...)
+}
+
+// sameness is what two faults have in common that are the same to a reader: not the request id, which every answer of EC2 has anew,
+// and not the port a broken connection came from.
+func sameness(err error) string {
+	var op *apply.OpError
+	if errors.As(err, &op) {
+		return op.Op + op.ENI + op.Code + op.Class.String()
+	}
+	return err.Error()
 }
 
 // addrsOf lists the addresses of decisions, for log lines.

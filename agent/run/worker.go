@@ -26,7 +26,7 @@ func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure
 		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: eni.ID, Subnet: eni.SubnetID, CheckHolder: d.CheckHolder}
 	}
 	w.Log.Info("assigning addresses", "eni", eni.ID, "mac", eni.MAC, "subnet", eni.SubnetID, "addresses", addrsOf(ds))
-	applier := apply.Applier{EC2: w.ec2, Log: w.Log}
+	applier := apply.Applier{EC2: w.ec2, Log: w.Log, AllowPrimaryENI: w.Settings.AllowPrimaryENI}
 	var failures []failure
 	var b backoff
 	var before error
@@ -57,9 +57,7 @@ func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure
 		if len(claims) == 0 {
 			return failures
 		}
-		if ctx.Err() != nil && before != nil {
-			last = before // an attempt that was cut off says less than the one before it
-		}
+		last = telling(ctx, before, last)
 		before = last
 		if blocked := w.Routes.Blocked(); blocked != nil {
 			w.permanent()

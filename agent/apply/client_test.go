@@ -1,0 +1,237 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"multus-ip-manager.io/agent/locate"
+)
+
+// wire is an EC2 endpoint that gives one answer and notes what it was asked.
+type wire struct {
+	status int
+	body   string
+	forms  []url.Values
+	// credentials is the status of the answer to a request for credentials.
+	credentials int
+}
+
+func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/credentials" {
+		rw.WriteHeader(w.credentials)
+		_, _ = fmt.Fprint(rw, `{"AccessKeyId":"AKIA","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`)
+		return
+	}
+	_ = r.ParseForm()
+	w.forms = append(w.forms, r.PostForm)
+	rw.Header().Set("Content-Type", "text/xml")
+	rw.WriteHeader(w.status)
+	_, _ = fmt.Fprint(rw, w.body)
+}
+
+// client gives a real client of the endpoint. With keys, its credentials come from the environment, else from the endpoint too.
+func (w *wire) client(t *testing.T, keys bool) *Client {
+	t.Helper()
+	server := httptest.NewServer(w)
+	t.Cleanup(server.Close)
+	none := filepath.Join(t.TempDir(), "none")
+	for key, value := range map[string]string{
+		"AWS_ENDPOINT_URL_EC2": server.URL, "AWS_REGION": "eu-central-1", "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_CONFIG_FILE": none, "AWS_SHARED_CREDENTIALS_FILE": none, "AWS_PROFILE": "",
+		"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_CONTAINER_CREDENTIALS_FULL_URI": "", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "",
+		"AWS_WEB_IDENTITY_TOKEN_FILE": "", "AWS_ROLE_ARN": "",
+	} {
+		t.Setenv(key, value)
+	}
+	if keys {
+		t.Setenv("AWS_ACCESS_KEY_ID", "AKIA")
+		t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	} else {
+		t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", server.URL+"/credentials")
+	}
+	metadata, err := locate.New(&net.Dialer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(t.Context(), metadata, &net.Dialer{}, "multus-ip-manager-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func xmlError(code string) string {
+	return "<Response><Errors><Error><Code>" + code + "</Code><Message>the text</Message></Error></Errors><RequestID>req-9</RequestID></Response>"
+}
+
+func classOf(t *testing.T, err error) Class {
+	t.Helper()
+	var op *OpError
+	if !errors.As(err, &op) {
+		t.Fatalf("%v is no *OpError", err)
+	}
+	return op.Class
+}
+
+// The classes hold for errors as the SDK really makes them, and one attempt is one request.
+func TestClientErrors(t *testing.T) {
+	tests := map[string]struct {
+		status int
+		body   string
+		want   Class
+	}{
+		"throttled":            {503, xmlError("RequestLimitExceeded"), Throttled},
+		"denied":               {403, xmlError("UnauthorizedOperation"), Denied},
+		"full":                 {400, xmlError("PrivateIpAddressLimitExceeded"), Full},
+		"gone":                 {400, xmlError("InvalidNetworkInterfaceID.NotFound"), Gone},
+		"refused":              {400, xmlError("InvalidParameterValue"), Refused},
+		"expired":              {400, xmlError("RequestExpired"), Expired},
+		"internal":             {500, xmlError("InternalError"), Unavailable},
+		"a proxy's 502":        {502, "<html>Bad Gateway</html>", Unavailable},
+		"a proxy's 403":        {403, "<html>Forbidden</html>", Unanswered},
+		"an empty 400":         {400, "", Unanswered},
+		"an answer cut off":    {200, "<AssignPrivateIpAddressesResponse><networkInterfaceId>eni-1</networkInt", Unanswered},
+		"a page instead of it": {200, "<html>Welcome</html>", Unanswered},
+		"another ENI's answer": {200, "<AssignPrivateIpAddressesResponse><networkInterfaceId>eni-2</networkInterfaceId></AssignPrivateIpAddressesResponse>", Unanswered},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := &wire{status: tt.status, body: tt.body}
+			_, err := w.client(t, true).AssignIPv4(t.Context(), "eni-1", addrs("10.0.17.5"), true)
+			if got := classOf(t, err); got != tt.want {
+				t.Errorf("class %s, want %s: %v", got, tt.want, err)
+			}
+			if len(w.forms) != 1 {
+				t.Errorf("%d requests, want 1", len(w.forms))
+			}
+			if strings.Contains(tt.body, "req-9") && !strings.Contains(err.Error(), "request req-9") {
+				t.Errorf("%v does not give the request id", err)
+			}
+		})
+	}
+}
+
+func TestClientCredentials(t *testing.T) {
+	for status, want := range map[int]Class{http.StatusNotFound: Denied, http.StatusBadRequest: NoCredentials} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			w := &wire{status: 200, credentials: status}
+			_, err := w.client(t, false).AssignIPv4(t.Context(), "eni-1", addrs("10.0.17.5"), true)
+			if got := classOf(t, err); got != want || !strings.Contains(err.Error(), "get AWS credentials") {
+				t.Errorf("class %s, want %s: %v", got, want, err)
+			}
+			if len(w.forms) != 0 {
+				t.Errorf("EC2 was asked without credentials: %v", w.forms)
+			}
+		})
+	}
+	t.Run("canceled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		w := &wire{status: 200}
+		if _, err := w.client(t, true).AssignIPv4(ctx, "eni-1", addrs("10.0.17.5"), true); classOf(t, err) != Unanswered || !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestClientRequests(t *testing.T) {
+	four, six := addrs("10.0.17.5", "10.0.17.6"), addrs("2001:DB8::5")
+	tests := map[string]struct {
+		body string
+		call func(ctx context.Context, c *Client) (any, error)
+		want any
+		form map[string]string
+		not  []string
+	}{
+		"assign IPv4, move allowed": {
+			body: `<R><networkInterfaceId>eni-1</networkInterfaceId><assignedPrivateIpAddressesSet><item><privateIpAddress>10.0.17.5</privateIpAddress></item></assignedPrivateIpAddressesSet></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return c.AssignIPv4(ctx, "eni-1", four, true) },
+			want: four[:1],
+			form: map[string]string{"Action": "AssignPrivateIpAddresses", "NetworkInterfaceId": "eni-1", "PrivateIpAddress.1": "10.0.17.5", "PrivateIpAddress.2": "10.0.17.6", "AllowReassignment": "true"},
+		},
+		"assign IPv4, move not allowed": {
+			body: `<R><networkInterfaceId>eni-1</networkInterfaceId></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return c.AssignIPv4(ctx, "eni-1", four, false) },
+			want: []netip.Addr(nil),
+			form: map[string]string{"Action": "AssignPrivateIpAddresses"}, not: []string{"AllowReassignment"},
+		},
+		"assign IPv6, in canonical text": {
+			body: `<R><networkInterfaceId>eni-1</networkInterfaceId></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return nil, c.AssignIPv6(ctx, "eni-1", six) },
+			form: map[string]string{"Action": "AssignIpv6Addresses", "Ipv6Addresses.1": "2001:db8::5"},
+		},
+		"unassign IPv6": {
+			body: `<R><networkInterfaceId>eni-1</networkInterfaceId></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return nil, c.UnassignIPv6(ctx, "eni-1", six) },
+			form: map[string]string{"Action": "UnassignIpv6Addresses", "NetworkInterfaceId": "eni-1", "Ipv6Addresses.1": "2001:db8::5"},
+		},
+		"holders of IPv4": {
+			body: `<R><networkInterfaceSet>
+				<item><networkInterfaceId>eni-2</networkInterfaceId><attachment><deviceIndex>0</deviceIndex></attachment>
+					<privateIpAddressesSet><item><privateIpAddress>10.0.17.5</privateIpAddress><primary>true</primary></item><item><privateIpAddress>10.0.17.99</privateIpAddress></item></privateIpAddressesSet></item>
+				<item><networkInterfaceId>eni-3</networkInterfaceId><privateIpAddressesSet><item><privateIpAddress>10.0.17.6</privateIpAddress><primary>false</primary></item></privateIpAddressesSet>
+					<tagSet><item><key>node.k8s.amazonaws.com/no_manage</key><value>true</value></item></tagSet></item>
+				</networkInterfaceSet></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return c.Holders(ctx, "subnet-b", four) },
+			want: map[netip.Addr]Holder{four[0]: {ENI: "eni-2", Primary: true, DeviceIndex: 0}, four[1]: {ENI: "eni-3", Unmanaged: true, DeviceIndex: -1}},
+			form: map[string]string{"Action": "DescribeNetworkInterfaces", "Filter.1.Name": "addresses.private-ip-address", "Filter.1.Value.1": "10.0.17.5", "Filter.1.Value.2": "10.0.17.6",
+				"Filter.2.Name": "subnet-id", "Filter.2.Value.1": "subnet-b", "MaxResults": "100"},
+		},
+		"holders of IPv6": {
+			body: `<R><networkInterfaceSet><item><networkInterfaceId>eni-2</networkInterfaceId><attachment><deviceIndex>2</deviceIndex></attachment>
+				<ipv6AddressesSet><item><ipv6Address>2001:db8:0:0::5</ipv6Address><isPrimaryIpv6>true</isPrimaryIpv6></item></ipv6AddressesSet></item></networkInterfaceSet></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return c.Holders(ctx, "subnet-b", six) },
+			want: map[netip.Addr]Holder{six[0]: {ENI: "eni-2", Primary: true, DeviceIndex: 2}},
+			form: map[string]string{"Filter.1.Name": "ipv6-addresses.ipv6-address", "Filter.1.Value.1": "2001:db8::5"},
+		},
+		"tagged": {
+			body: `<R><networkInterfaceSet><item><networkInterfaceId>eni-1</networkInterfaceId><tagSet><item><key>node.k8s.amazonaws.com/no_manage</key><value>true</value></item></tagSet></item></networkInterfaceSet></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return c.Unmanaged(ctx, "eni-1") }, want: true,
+			form: map[string]string{"NetworkInterfaceId.1": "eni-1"}, not: []string{"MaxResults"},
+		},
+		"tagged with false": {
+			body: `<R><networkInterfaceSet><item><networkInterfaceId>eni-1</networkInterfaceId><tagSet><item><key>node.k8s.amazonaws.com/no_manage</key><value>false</value></item></tagSet></item></networkInterfaceSet></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return c.Unmanaged(ctx, "eni-1") }, want: false,
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := &wire{status: 200, body: tt.body}
+			got, err := tt.call(t.Context(), w.client(t, true))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("answer (-want +got):\n%s", diff)
+			}
+			for key, want := range tt.form {
+				if got := w.forms[0].Get(key); got != want {
+					t.Errorf("%s is %q, want %q", key, got, want)
+				}
+			}
+			for _, key := range tt.not {
+				if w.forms[0].Has(key) {
+					t.Errorf("%s is sent", key)
+				}
+			}
+		})
+	}
+	t.Run("the ENI is not in the answer", func(t *testing.T) {
+		w := &wire{status: 200, body: "<R><networkInterfaceSet/></R>"}
+		if _, err := w.client(t, true).Unmanaged(t.Context(), "eni-1"); classOf(t, err) != Unanswered || !strings.Contains(err.Error(), "eni-1") {
+			t.Errorf("%v", err)
+		}
+	})
+}

@@ -1,0 +1,527 @@
+package locate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"multus-ip-manager.io/agent/plan"
+)
+
+// imdsServer speaks the metadata protocol. Its fields are set before the first request; hooks take over single requests.
+type imdsServer struct {
+	// keys are paths under /latest/meta-data/ with their values.
+	keys map[string]string
+	// tokenStatus, when not 0, is the answer to every request for a token.
+	tokenStatus int
+	// mute leaves requests for a token without an answer.
+	mute bool
+	// needToken refuses requests without a valid token.
+	needToken bool
+	// hook, when set, may answer a request itself.
+	hook func(w http.ResponseWriter, r *http.Request) bool
+
+	mu     sync.Mutex
+	tokens int
+	valid  string
+	gets   []string
+	stop   chan struct{}
+}
+
+func (s *imdsServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.hook != nil && s.hook(w, r) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.Method == http.MethodPut && r.URL.Path == "/latest/api/token" {
+		s.tokens++
+		switch {
+		case s.mute:
+			s.mu.Unlock()
+			select {
+			case <-r.Context().Done():
+			case <-s.stop:
+			}
+			s.mu.Lock()
+		case s.tokenStatus != 0:
+			w.WriteHeader(s.tokenStatus)
+		default:
+			s.valid = fmt.Sprintf("token-%d", s.tokens)
+			w.Header().Set("X-aws-ec2-metadata-token-ttl-seconds", r.Header.Get("X-aws-ec2-metadata-token-ttl-seconds"))
+			_, _ = w.Write([]byte(s.valid))
+		}
+		return
+	}
+	s.gets = append(s.gets, r.URL.Path)
+	if token := r.Header.Get("X-aws-ec2-metadata-token"); s.needToken && (token == "" || token != s.valid) {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	value, ok := s.keys[strings.TrimPrefix(r.URL.Path, "/latest/meta-data/")]
+	if !ok {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	_, _ = w.Write([]byte(value))
+}
+
+// serve listens on loopback.
+func (s *imdsServer) serve(t *testing.T) *httptest.Server {
+	t.Helper()
+	s.stop = make(chan struct{})
+	server := httptest.NewServer(s)
+	t.Cleanup(func() {
+		close(s.stop)
+		server.Close()
+	})
+	return server
+}
+
+// start serves and gives a client that takes the server for the real metadata address.
+func (s *imdsServer) start(t *testing.T) *Metadata {
+	t.Helper()
+	m, err := New(rerouted{s.serve(t).Listener.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// rerouted dials one address whatever was asked for, as a route would.
+type rerouted struct{ to string }
+
+func (r rerouted) DialContext(ctx context.Context, network, _ string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, network, r.to)
+}
+
+func clientOf(t *testing.T, url string) *Metadata {
+	t.Helper()
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+	m, err := New(&net.Dialer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+const (
+	mac0 = "02:00:00:00:00:00"
+	mac1 = "02:00:00:00:00:01"
+	mac2 = "02:00:00:00:00:02"
+)
+
+// node gives the metadata of a node with three ENIs.
+func node() map[string]string {
+	k := map[string]string{
+		"mac":                      mac0,
+		"placement/region":         "eu-central-1",
+		"network/interfaces/macs/": mac0 + "/\n" + mac1 + "/\n" + mac2 + "/",
+	}
+	add := func(mac, id, device, subnet string, more map[string]string) {
+		base := "network/interfaces/macs/" + mac + "/"
+		k[base+"interface-id"], k[base+"device-number"], k[base+"subnet-id"] = id, device, subnet
+		for key, value := range more {
+			k[base+key] = value
+		}
+	}
+	add(mac0, "eni-0", "0", "subnet-a", map[string]string{"subnet-ipv4-cidr-block": "10.0.0.0/24", "local-ipv4s": "10.0.0.4"})
+	add(mac1, "eni-1", "1", "subnet-b", map[string]string{"subnet-ipv4-cidr-block": "10.0.1.0/24",
+		"subnet-ipv6-cidr-blocks": "2001:db8:0:1::/64\n2001:db8:0:2::/64", "ipv4-prefix": "10.0.1.16/28\n10.0.1.32/28", "ipv6-prefix": "2001:db8:0:1:aa::/80"})
+	add(mac2, "eni-2", "2", "subnet-c", map[string]string{"subnet-ipv4-cidr-block": "10.0.2.0/24"})
+	return k
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, t := range texts {
+		ps = append(ps, netip.MustParsePrefix(t))
+	}
+	return ps
+}
+
+var (
+	// Of a primary ENI that was not asked for, only the identity is read.
+	wantENI0  = plan.ENI{ID: "eni-0", MAC: mac0, DeviceIndex: 0, SubnetID: "subnet-a"}
+	wholeENI0 = plan.ENI{ID: "eni-0", MAC: mac0, DeviceIndex: 0, SubnetID: "subnet-a", Subnets: prefixes("10.0.0.0/24")}
+	wantENI1  = plan.ENI{ID: "eni-1", MAC: mac1, DeviceIndex: 1, SubnetID: "subnet-b", Subnets: prefixes("10.0.1.0/24", "2001:db8:0:1::/64", "2001:db8:0:2::/64"),
+		Prefixes: prefixes("10.0.1.16/28", "10.0.1.32/28", "2001:db8:0:1:aa::/80")}
+	wantENI2 = plan.ENI{ID: "eni-2", MAC: mac2, DeviceIndex: 2, SubnetID: "subnet-c", Subnets: prefixes("10.0.2.0/24")}
+)
+
+func compare(t *testing.T, want, got []plan.ENI) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("ENIs (-want +got):\n%s", diff)
+	}
+}
+
+func TestENIs(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		change func(k map[string]string)
+		macs   []string
+		want   []plan.ENI
+	}{
+		"one, and the primary":    {macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
+		"two":                     {macs: []string{mac2, mac1}, want: []plan.ENI{wantENI0, wantENI1, wantENI2}},
+		"none: still the primary": {want: []plan.ENI{wantENI0}},
+		"an unknown one":          {macs: []string{"fa:ce:00:00:00:01", mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+		"the primary itself":      {macs: []string{mac0}, want: []plan.ENI{wholeENI0}},
+		"MACs in upper case": {change: func(k map[string]string) {
+			k["mac"] = "02:00:00:00:00:00"
+			k["network/interfaces/macs/"] = upper(mac0) + "/\n" + upper(mac1) + "/"
+		}, macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
+		"primary MAC in upper case":                  {change: func(k map[string]string) { k["mac"] = "02:AA:00:00:00:00"; rename(k, mac0, "02:aa:00:00:00:00") }, macs: []string{mac1}, want: []plan.ENI{withMAC(wantENI0, "02:aa:00:00:00:00"), wantENI1}},
+		"no key of the primary MAC":                  {change: func(k map[string]string) { delete(k, "mac") }, macs: []string{mac1}, want: []plan.ENI{wantENI1}},
+		"half of it: no id":                          {change: drop(mac1, "interface-id"), macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+		"half of it: no subnet":                      {change: drop(mac1, "subnet-id"), macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+		"half of it: no device":                      {change: drop(mac1, "device-number"), macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+		"device is no number":                        {change: func(k map[string]string) { k[base(mac1)+"device-number"] = "one" }, macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+		"a primary that is half there is no primary": {change: drop(mac0, "subnet-id"), macs: []string{mac2}, want: []plan.ENI{wantENI2}},
+		"no blocks": {change: func(k map[string]string) { delete(k, base(mac2)+"subnet-ipv4-cidr-block") }, macs: []string{mac2},
+			want: []plan.ENI{wantENI0, {ID: "eni-2", MAC: mac2, DeviceIndex: 2, SubnetID: "subnet-c"}}},
+		"spaces and host bits": {change: func(k map[string]string) {
+			k[base(mac2)+"subnet-ipv4-cidr-block"] = " 10.0.2.7/24\n"
+			k[base(mac2)+"interface-id"] = "eni-2\n"
+		}, macs: []string{mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := &imdsServer{keys: node(), needToken: true}
+			if tt.change != nil {
+				tt.change(s.keys)
+			}
+			got, err := s.start(t).ENIs(t.Context(), tt.macs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			compare(t, tt.want, got)
+			if s.tokens != 1 {
+				t.Errorf("%d tokens asked for, want 1", s.tokens)
+			}
+			for _, g := range s.gets {
+				if strings.HasSuffix(g, "/local-ipv4s") || strings.HasSuffix(g, "/ipv6s") {
+					t.Errorf("the stale list %s was read", g)
+				}
+			}
+		})
+	}
+}
+
+func upper(mac string) string { return strings.ToUpper(mac) }
+func base(mac string) string  { return "network/interfaces/macs/" + mac + "/" }
+
+func withMAC(e plan.ENI, mac string) plan.ENI { e.MAC = mac; return e }
+
+func drop(mac, key string) func(map[string]string) {
+	return func(k map[string]string) { delete(k, base(mac)+key) }
+}
+
+func rename(k map[string]string, from, to string) {
+	for key, value := range k {
+		if strings.Contains(key, from) {
+			delete(k, key)
+			k[strings.ReplaceAll(key, from, to)] = value
+		}
+	}
+	k["network/interfaces/macs/"] = strings.ReplaceAll(k["network/interfaces/macs/"], from, to)
+}
+
+func TestAll(t *testing.T) {
+	s := &imdsServer{keys: node(), needToken: true}
+	got, err := s.start(t).All(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, []plan.ENI{wholeENI0, wantENI1, wantENI2}, got)
+}
+
+func TestRegion(t *testing.T) {
+	s := &imdsServer{keys: node(), needToken: true}
+	m := s.start(t)
+	if got, err := m.Region(t.Context()); err != nil || got != "eu-central-1" {
+		t.Errorf("%q, %v", got, err)
+	}
+	s.mu.Lock()
+	delete(s.keys, "placement/region")
+	s.mu.Unlock()
+	if _, err := m.Region(t.Context()); !errors.Is(err, ErrNoMetadata) || !strings.Contains(err.Error(), "AWS_REGION") {
+		t.Errorf("without the key: %v", err)
+	}
+}
+
+// Without tokens (IMDSv1 only, or a proxy that forbids PUT) the agent goes on at once.
+func TestVersionOne(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			s := &imdsServer{keys: node(), tokenStatus: status}
+			got, err := s.start(t).ENIs(t.Context(), []string{mac1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			compare(t, []plan.ENI{wantENI0, wantENI1}, got)
+			if s.tokens > 2 {
+				t.Errorf("%d tokens asked for", s.tokens)
+			}
+		})
+	}
+}
+
+// A token that never comes (hop limit 1) is waited for one second, then version 1 is tried. The clock is real here: it is the
+// HTTP client's.
+func TestTokenNeverAnswered(t *testing.T) {
+	t.Parallel()
+	t.Run("version 1 answers", func(t *testing.T) {
+		t.Parallel()
+		s := &imdsServer{keys: node(), mute: true}
+		m := s.start(t)
+		started := time.Now()
+		got, err := m.ENIs(t.Context(), []string{mac1})
+		took := time.Since(started)
+		if err != nil {
+			t.Fatal(err)
+		}
+		compare(t, []plan.ENI{wantENI0, wantENI1}, got)
+		if took < 900*time.Millisecond || took > 1900*time.Millisecond {
+			t.Errorf("took %s, want about one second", took)
+		}
+		started = time.Now()
+		if _, err := m.All(t.Context()); err != nil || time.Since(started) > 500*time.Millisecond {
+			t.Errorf("the second read took %s: %v; the token is not to be waited for again", time.Since(started), err)
+		}
+	})
+	t.Run("version 1 is refused", func(t *testing.T) {
+		t.Parallel()
+		s := &imdsServer{keys: node(), mute: true, needToken: true}
+		m := s.start(t)
+		started := time.Now()
+		_, err := m.ENIs(t.Context(), []string{mac1})
+		if !errors.Is(err, ErrHopLimit) {
+			t.Errorf("%v, want the hop limit named", err)
+		}
+		if took := time.Since(started); took > 4500*time.Millisecond {
+			t.Errorf("took %s", took)
+		}
+	})
+}
+
+// 401 after a token was given is no sign of a hop limit.
+func TestTokenRefused(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{hook: func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			return false
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}}
+	_, err := s.start(t).ENIs(t.Context(), []string{mac1})
+	if !errors.Is(err, ErrNoMetadata) || errors.Is(err, ErrHopLimit) {
+		t.Errorf("%v", err)
+	}
+}
+
+// A token that expired between two requests is renewed within the call.
+func TestTokenExpires(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{keys: node(), needToken: true}
+	m := s.start(t)
+	if _, err := m.All(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	s.hook = func(w http.ResponseWriter, r *http.Request) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if r.Method == http.MethodGet && refused == 0 {
+			refused++
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		return false
+	}
+	got, err := m.ENIs(t.Context(), []string{mac2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, []plan.ENI{wantENI0, wantENI2}, got)
+}
+
+func TestNoMetadata(t *testing.T) {
+	t.Parallel()
+	tests := map[string]func(s *imdsServer){
+		"an empty list of MACs": func(s *imdsServer) { s.keys["network/interfaces/macs/"] = "" },
+		"no list of MACs":       func(s *imdsServer) { delete(s.keys, "network/interfaces/macs/") },
+		"errors": func(s *imdsServer) {
+			s.hook = func(w http.ResponseWriter, _ *http.Request) bool {
+				w.WriteHeader(http.StatusInternalServerError)
+				return true
+			}
+		},
+		"forbidden": func(s *imdsServer) {
+			s.hook = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }
+		},
+		"a body that breaks off": func(s *imdsServer) {
+			s.hook = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPut {
+					return false
+				}
+				w.Header().Set("Content-Length", "100")
+				_, _ = w.Write([]byte("half"))
+				panic(http.ErrAbortHandler)
+			}
+		},
+	}
+	for name, arrange := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &imdsServer{keys: node()}
+			arrange(s)
+			m := s.start(t)
+			if _, err := m.ENIs(t.Context(), []string{mac1}); !errors.Is(err, ErrNoMetadata) || errors.Is(err, ErrHopLimit) {
+				t.Errorf("ENIs: %v", err)
+			}
+			if _, err := m.All(t.Context()); !errors.Is(err, ErrNoMetadata) {
+				t.Errorf("All: %v", err)
+			}
+		})
+	}
+}
+
+// Nothing listens: said at once, so that the caller can wait as it likes.
+func TestNothingListens(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m, err := New(rerouted{l.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = m.ENIs(t.Context(), []string{mac1})
+	if !errors.Is(err, ErrNoMetadata) || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("%v", err)
+	}
+}
+
+// What is no metadata at all (a captive portal, another cloud) gives an error or nothing, never an ENI.
+func TestGarbage(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{hook: func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			return false
+		}
+		_, _ = w.Write([]byte("<html><body>Welcome to the hotel, please / log in</body></html>"))
+		return true
+	}}
+	if got, err := s.start(t).All(t.Context()); err == nil {
+		t.Errorf("gives %v", got)
+	}
+	t.Run("a block that is none", func(t *testing.T) {
+		s := &imdsServer{keys: node()}
+		s.keys[base(mac1)+"subnet-ipv4-cidr-block"] = "10.0.1.0"
+		if _, err := s.start(t).ENIs(t.Context(), []string{mac1}); err == nil || !strings.Contains(err.Error(), "subnet-ipv4-cidr-block") {
+			t.Errorf("%v, want the key named", err)
+		}
+	})
+}
+
+// A body that never ends is cut off by the request's own bound.
+func TestHungBody(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{keys: node()}
+	s.hook = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			return false
+		}
+		_, _ = w.Write([]byte("half"))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+		case <-s.stop:
+		}
+		return true
+	}
+	m := s.start(t)
+	started := time.Now()
+	_, err := m.All(t.Context())
+	if !errors.Is(err, ErrNoMetadata) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(started); took > 5500*time.Millisecond {
+		t.Errorf("took %s", took)
+	}
+}
+
+// The caller's end ends a read at once, and is told as such.
+func TestCanceled(t *testing.T) {
+	s := &imdsServer{mute: true}
+	m := s.start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := make(chan struct{}, 8)
+	s.hook = func(http.ResponseWriter, *http.Request) bool { asked <- struct{}{}; return false }
+	go func() { <-asked; cancel() }()
+	started := time.Now()
+	if _, err := m.ENIs(ctx, []string{mac1}); !errors.Is(err, context.Canceled) || errors.Is(err, ErrHopLimit) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(started); took > 900*time.Millisecond {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestNewHonoursTheEnvironment(t *testing.T) {
+	t.Run("endpoint", func(t *testing.T) {
+		s := &imdsServer{keys: node()}
+		got, err := clientOf(t, s.serve(t).URL).ENIs(t.Context(), []string{mac1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		compare(t, []plan.ENI{wantENI0, wantENI1}, got)
+	})
+	t.Run("disabled", func(t *testing.T) {
+		t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+		s := &imdsServer{keys: node()}
+		if _, err := s.start(t).All(t.Context()); !errors.Is(err, ErrNoMetadata) || s.tokens+len(s.gets) != 0 {
+			t.Errorf("%v after %d requests", err, s.tokens+len(s.gets))
+		}
+	})
+	t.Run("version 1 disabled", func(t *testing.T) {
+		t.Setenv("AWS_EC2_METADATA_V1_DISABLED", "true")
+		s := &imdsServer{keys: node(), tokenStatus: http.StatusForbidden}
+		if _, err := s.start(t).All(t.Context()); !errors.Is(err, ErrNoMetadata) || len(s.gets) != 0 {
+			t.Errorf("%v, read without a token: %v", err, s.gets)
+		}
+	})
+	t.Run("a proxy is not used", func(t *testing.T) {
+		t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+		t.Setenv("http_proxy", "http://127.0.0.1:1")
+		s := &imdsServer{keys: node()}
+		if _, err := s.start(t).All(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("nonsense", func(t *testing.T) {
+		t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv5")
+		if _, err := New(&net.Dialer{}); err == nil {
+			t.Error("accepted")
+		}
+	})
+}
