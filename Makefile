@@ -1,0 +1,148 @@
+# Everything a developer or CI runs. `make help` lists the targets; what is set with ?= can be set on the command line.
+#
+# One build cache serves tests, binaries and images, as long as all of them compile with the same flags: the AWS EC2
+# package alone costs two CPU minutes each time a flag differs. So the flags are set here, once, for everything below.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+# VERSION goes into the binaries and the images' labels.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS = -s -w -X main.version=$(VERSION)
+BINARIES := agent webhook
+# ARCHES are the other architectures that must at least compile.
+ARCHES ?= arm64
+
+# Images are $(IMAGE_PREFIX)multus-ip-agent:$(TAG) and …webhook; a prefix ends in its own slash: registry.example/team/
+IMAGE_PREFIX ?=
+TAG ?= $(VERSION)
+PLATFORM ?= linux/$(shell $(GO) env GOARCH)
+# ENGINE is the first of the three that answers. A docker client without a daemon does not.
+ENGINE ?= $(shell for e in docker podman buildah; do $$e info >/dev/null 2>&1 && echo $$e && break; done)
+
+# PKGS is what `make test` tests.
+PKGS ?= ./...
+# TESTFLAGS goes to every go test, for example TESTFLAGS='-run TestInit -v'.
+TESTFLAGS ?=
+# RACE_PKGS are tested once more under the race detector: what runs goroutines. It needs cgo, so it compiles everything
+# a second time (about 10 CPU minutes the first time); the pure packages are left out.
+RACE_PKGS ?= ./agent/apply/... ./agent/locate/... ./agent/observe/... ./agent/report/... ./agent/run/... ./certs/... ./webhook/... ./test/aws/...
+# TEST_TOOLS are the built tools that the tests start. KUBEBUILDER_ASSETS brings a control plane of one's own.
+TEST_TOOLS := $(if $(KUBEBUILDER_ASSETS),,etcd kube-apiserver) helm
+TOOLS := $(GO) run ./test/tools/cmd/tools
+
+FUZZTIME ?= 60s
+BENCH ?= .
+BENCHTIME ?= 1s
+# VULN_PKGS is what users get: the vulnerabilities of test tools are no one's risk.
+VULN_PKGS ?= ./agent/... ./webhook/... ./certs/...
+# GOLDEN_PKGS are the packages whose tests have an -update flag.
+GOLDEN_PKGS = $(shell grep -rlE --include='*_test.go' 'flag\.Bool."update"' . | xargs -r -n1 dirname | sort -u)
+
+.PHONY: help
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: ## show it working: a real API server, an emulated VPC, two pods that could not reach each other
+	@$(TOOLS) build $(TEST_TOOLS)
+	@$(GO) run ./test/demo
+
+.PHONY: test
+test: vet unit race ## run all tests; builds kube-apiserver, etcd and Helm first (once, about 10 minutes on 2 cores)
+
+.PHONY: vet
+vet: ## run go vet
+	$(GO) vet $(PKGS)
+
+.PHONY: unit
+unit: ## run all tests but the race detector's
+	@$(TOOLS) build $(TEST_TOOLS)
+	$(GO) test $(TESTFLAGS) $(PKGS)
+
+.PHONY: race
+race: ## run the tests of the concurrent packages under the race detector (needs a C compiler)
+	@if command -v "$$($(GO) env CC)" >/dev/null; then \
+	  echo "CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) $(RACE_PKGS)"; \
+	  CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) $(RACE_PKGS); \
+	else \
+	  echo "SKIPPED: the race detector needs cgo and there is no C compiler ($$($(GO) env CC)); install gcc"; \
+	fi
+
+.PHONY: fuzz
+fuzz: ## fuzz every fuzz target for FUZZTIME (60s) each
+	@grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
+	  echo "== $${func#func } in $$(dirname "$$file") for $(FUZZTIME)"; \
+	  $(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+	done
+
+.PHONY: bench
+bench: ## measure the budgets: time, CPU, memory, EC2 calls, sizes (BENCH selects, BENCHTIME lengthens)
+	@$(TOOLS) build $(TEST_TOOLS)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) ./test/bench/...
+
+.PHONY: mutate
+mutate: ## break the code as test/mutations.txt says, one line at a time, and see each named test fail
+	$(GO) run ./test/mutate
+
+.PHONY: lint
+lint: ## run golangci-lint with .golangci.yaml
+	@$(TOOLS) build golangci-lint
+	"$$($(TOOLS) path golangci-lint)" run $(PKGS)
+
+.PHONY: fmt
+fmt: ## format all Go files
+	@$(TOOLS) build golangci-lint
+	"$$($(TOOLS) path golangci-lint)" fmt
+
+.PHONY: vuln
+vuln: ## look for known vulnerabilities; GOVULNDB=URL or file://DIR is the database
+	@$(TOOLS) build govulncheck
+	@$(GO) run ./test/vuln -govulncheck "$$($(TOOLS) path govulncheck)" $(VULN_PKGS)
+
+.PHONY: golden
+golden: ## write the golden files anew from what the code does now; read the diff before you commit it
+	@$(TOOLS) build $(TEST_TOOLS)
+	$(GO) test $(GOLDEN_PKGS) -update
+
+.PHONY: build
+build: ## build both binaries into bin/
+	@for b in $(BINARIES); do \
+	  echo "$(GO) build -o bin/$$b ./$$b"; \
+	  $(GO) build -ldflags '$(LDFLAGS)' -o "bin/$$b" "./$$b"; \
+	done
+
+.PHONY: cross
+cross: ## build both binaries for the other architectures (ARCHES) into bin/linux-ARCH/
+	@for a in $(ARCHES); do for b in $(BINARIES); do \
+	  echo "GOARCH=$$a $(GO) build -o bin/linux-$$a/$$b ./$$b"; \
+	  GOOS=linux GOARCH=$$a $(GO) build -ldflags '$(LDFLAGS)' -o "bin/linux-$$a/$$b" "./$$b"; \
+	done; done
+
+.PHONY: image
+image: ## build both images with docker, podman or buildah (ENGINE, IMAGE_PREFIX, TAG, PLATFORM)
+	@test -n "$(ENGINE)" || { echo "no working docker, podman or buildah found; install one, or set ENGINE"; exit 1; }
+	@for b in $(BINARIES); do \
+	  echo "$(ENGINE) build -f Dockerfile.$$b -t $(IMAGE_PREFIX)multus-ip-$$b:$(TAG)"; \
+	  $(ENGINE) build --platform $(PLATFORM) --target $$b --build-arg VERSION=$(VERSION) \
+	    -f Dockerfile.$$b -t "$(IMAGE_PREFIX)multus-ip-$$b:$(TAG)" .; \
+	done
+
+.PHONY: image-ci
+image-ci: ## build both images without a registry (buildah, as root) and check size, user, entrypoint, contents
+	@VERSION=$(VERSION) test/image/build.sh $(BINARIES)
+
+.PHONY: tools
+tools: ## build every pinned tool into a cache outside this folder (once; about 15 minutes on 2 cores)
+	@$(TOOLS) build
+
+.PHONY: cache-clean
+cache-clean: ## remove the built tools and the image builds' storage
+	@test/image/build.sh clean
+	@$(TOOLS) clean
