@@ -28,9 +28,9 @@ type Claim struct {
 	Addr netip.Addr
 	// ENI is the network interface that is to hold it, Subnet that ENI's subnet.
 	ENI, Subnet string
-	// CheckHolder demands that the ENI, and the present holder of the address, are known not to be the VPC CNI's before
-	// anything is assigned or moved.
-	CheckHolder bool
+	// CheckHolder demands that the present holder of the address is known not to be the VPC CNI's before anything is assigned or
+	// moved, CheckENI the same of the ENI itself.
+	CheckHolder, CheckENI bool
 
 	// unsure is set once a call for the address went without a usable answer: what it did must be read before it is repeated,
 	// or a newer claim by somebody else would be undone.
@@ -129,7 +129,7 @@ func (t *attempt) fail(err error, claims ...Claim) {
 // vet reads who holds what where that must be known before a call: in subnets the VPC CNI draws from, and after a call whose
 // effect is unknown. It gives the claims that still need a call.
 func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
-	if slices.ContainsFunc(claims, func(c Claim) bool { return c.CheckHolder }) {
+	if slices.ContainsFunc(claims, func(c Claim) bool { return c.CheckENI }) {
 		unmanaged, err := t.EC2.Unmanaged(ctx, t.eni)
 		if err != nil {
 			t.fail(err, claims...)
@@ -232,6 +232,11 @@ func (t *attempt) verify(ctx context.Context, claims []Claim) {
 		return
 	}
 	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(claims))
+	if ClassOf(err) == Denied {
+		// Without permission to search there is EC2's success, which means all addresses or none. IPv4 needs one permission only.
+		t.settle(Done, nil, claims...)
+		return
+	}
 	if err != nil {
 		t.fail(err, claims...)
 		return
@@ -263,6 +268,10 @@ func (t *attempt) explainIPv4(ctx context.Context, c Claim, refusal error) {
 		// Somebody took it between the look and the call; the next attempt looks, and judges, again.
 		c.read = false
 		t.settle(Again, refusal, c)
+	case !ok && c.CheckHolder:
+		// It was assigned without leave to move it, so somebody may hold it whom the search does not show yet.
+		c.read = false
+		t.settleAlone(c, refusal)
 	default:
 		t.settle(Rejected, fmt.Errorf("EC2 refuses %s: %w", c.Addr, refusal), c)
 	}
@@ -313,18 +322,22 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 		}
 	}
 	moved, settled := t.free(ctx, elsewhere, round, refusal)
-	ready := append(unheld, moved...)
+	ready := slices.Concat(unheld, moved)
 	switch {
 	case len(ready) == 0:
 	case len(moved) > 0 || settled || len(ready) < len(claims):
-		// Something has changed since the refusal, so the rest may pass now, together.
+		// Something has changed since the refusal, so the rest may pass now, together. What was just taken off its ENI is on none:
+		// an agent that is told to stop must not leave it so.
+		if len(moved) > 0 {
+			ctx = context.WithoutCancel(ctx)
+		}
 		t.assignIPv6(ctx, ready, round+1)
 	case len(ready) > 1:
 		half := len(ready) / 2
 		t.assignIPv6(ctx, ready[:half], round)
 		t.assignIPv6(ctx, ready[half:], round)
 	default:
-		t.aloneIPv6(ready[0], refusal)
+		t.settleAlone(ready[0], refusal)
 	}
 }
 
@@ -381,8 +394,8 @@ func (t *attempt) tryIPv6(ctx context.Context, c Claim, refusal error) {
 	}
 }
 
-// aloneIPv6 settles an address that EC2 refuses alone and nobody is seen to hold.
-func (t *attempt) aloneIPv6(c Claim, refusal error) {
+// settleAlone settles an address that EC2 refuses alone and nobody is seen to hold.
+func (t *attempt) settleAlone(c Claim, refusal error) {
 	if c.alone++; c.alone < aloneLimit {
 		t.settle(Again, &OpError{Op: "wait for", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
 			Err: fmt.Errorf("EC2 refuses it, and searches do not show who holds it yet: %w", refusal)}, c)

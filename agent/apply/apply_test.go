@@ -24,7 +24,7 @@ func claimsOf(texts ...string) []Claim {
 
 func checked(cs []Claim) []Claim {
 	for i := range cs {
-		cs[i].CheckHolder = true
+		cs[i].CheckHolder, cs[i].CheckENI = true, true
 	}
 	return cs
 }

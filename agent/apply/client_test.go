@@ -26,10 +26,16 @@ type wire struct {
 	forms  []url.Values
 	// credentials is the status of the answer to a request for credentials.
 	credentials int
+	// role: credentials are the instance role's.
+	role bool
 }
 
 func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/credentials" {
+	if r.Method == http.MethodPut {
+		rw.WriteHeader(http.StatusForbidden) // no session tokens here
+		return
+	}
+	if r.URL.Path == "/credentials" || strings.HasPrefix(r.URL.Path, "/latest/meta-data/iam/") {
 		rw.WriteHeader(w.credentials)
 		_, _ = fmt.Fprint(rw, `{"AccessKeyId":"AKIA","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`)
 		return
@@ -55,10 +61,14 @@ func (w *wire) client(t *testing.T, keys bool) *Client {
 	} {
 		t.Setenv(key, value)
 	}
-	if keys {
+	switch {
+	case keys:
 		t.Setenv("AWS_ACCESS_KEY_ID", "AKIA")
 		t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
-	} else {
+	case w.role:
+		t.Setenv("AWS_EC2_METADATA_DISABLED", "false")
+		t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.URL)
+	default:
 		t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", server.URL+"/credentials")
 	}
 	metadata, err := locate.New(&net.Dialer{})
@@ -124,12 +134,23 @@ func TestClientErrors(t *testing.T) {
 }
 
 func TestClientCredentials(t *testing.T) {
-	for status, want := range map[int]Class{http.StatusNotFound: Denied, http.StatusBadRequest: NoCredentials} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			w := &wire{status: 200, credentials: status}
+	tests := map[string]struct {
+		// role: the instance role by metadata, else an endpoint of its own as EKS Pod Identity has.
+		role   bool
+		status int
+		want   Class
+	}{
+		"the instance has no role":        {true, http.StatusNotFound, Denied},
+		"metadata cannot say now":         {true, http.StatusBadRequest, NoCredentials},
+		"pod identity not yet associated": {false, http.StatusNotFound, NoCredentials},
+		"pod identity cannot say now":     {false, http.StatusBadRequest, NoCredentials},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := &wire{status: 200, credentials: tt.status, role: tt.role}
 			_, err := w.client(t, false).AssignIPv4(t.Context(), "eni-1", addrs("10.0.17.5"), true)
-			if got := classOf(t, err); got != want || !strings.Contains(err.Error(), "get AWS credentials") {
-				t.Errorf("class %s, want %s: %v", got, want, err)
+			if got := classOf(t, err); got != tt.want || !strings.Contains(err.Error(), "get AWS credentials") {
+				t.Errorf("class %s, want %s: %v", got, tt.want, err)
 			}
 			if len(w.forms) != 0 {
 				t.Errorf("EC2 was asked without credentials: %v", w.forms)

@@ -23,11 +23,16 @@ import (
 const (
 	// attemptTimeout bounds one EC2 call, credentials included.
 	attemptTimeout = 3 * time.Second
+	// readBufferSize of an EC2 connection, in bytes.
+	readBufferSize = 32 << 10
 	// noManageTag marks ENIs that the VPC CNI leaves alone, with the value "true".
 	noManageTag = "node.k8s.amazonaws.com/no_manage"
 	// pageSize is how many ENIs one page of a search holds. In large accounts EC2 refuses searches without paging.
 	pageSize = 100
 )
+
+// ErrConfiguration means that the AWS variables or files of the environment contradict themselves: no waiting will help.
+var ErrConfiguration = errors.New("the AWS configuration of the environment is not usable")
 
 // Holder is the ENI that EC2 says holds an address.
 type Holder struct {
@@ -57,13 +62,16 @@ func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, a
 			t.DialContext = dialer.DialContext
 			t.ForceAttemptHTTP2 = false
 			t.TLSHandshakeTimeout = attemptTimeout
+			// A search's answer is longer than the 4 KiB that are read at once by default; when the endpoint closes the connection
+			// behind it, the rest of it can get lost.
+			t.ReadBufferSize = readBufferSize
 		})),
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 		config.WithAppID(appID),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata.Client() }),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("read the AWS configuration of the environment: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	if cfg.Region == "" {
 		if cfg.Region, err = metadata.Region(ctx); err != nil {

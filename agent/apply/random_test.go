@@ -122,7 +122,7 @@ func oneWorld(t *testing.T, seed uint64) (most float64) {
 	check := r.IntN(3) == 0
 	var claims []Claim
 	for _, a := range pool {
-		claims = append(claims, Claim{Addr: a, ENI: "ours", Subnet: "subnet-b", CheckHolder: check})
+		claims = append(claims, Claim{Addr: a, ENI: "ours", Subnet: "subnet-b", CheckHolder: check, CheckENI: check})
 	}
 	protected := map[netip.Addr]string{}
 	for id, e := range w.enis {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 )
@@ -47,11 +46,9 @@ func New(dialer Dialer) (*Metadata, error) {
 		EndpointMode:      env.EC2IMDSEndpointMode,
 		ClientEnableState: env.EC2IMDSClientEnableState,
 		HTTPClient:        &http.Client{Transport: token},
-		// Two attempts: the second is for a token that expired between two requests.
-		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
-			o.MaxAttempts = 2
-			o.MaxBackoff = 50 * time.Millisecond
-		}),
+		// The SDK would wait up to a second between attempts. What is worth a second attempt at once is known here, what is
+		// worth a later one to the caller.
+		Retryer:        aws.NopRetryer{},
 		EnableFallback: fallback(env),
 	})
 	return &Metadata{client: client, token: token}, nil
@@ -85,6 +82,9 @@ const queueTime = 50 * time.Millisecond
 // lockedOut tells whether metadata demands a token and its answers with one do not arrive. The SDK's errors do not let the status
 // of such an answer through, so it is noted here.
 func (t *tokenTransport) lockedOut() bool { return t.lost.Load() && t.demanded.Load() }
+
+// expired tells whether the last request was refused although tokens arrive: the one it carried is no longer valid.
+func (t *tokenTransport) expired() bool { return !t.lost.Load() && t.demanded.Load() }
 
 // RoundTrip implements [http.RoundTripper].
 func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {

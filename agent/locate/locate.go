@@ -30,6 +30,9 @@ const parallelReads = 8
 var ErrHopLimit = errors.New("the metadata service demands a session token (IMDSv2) and its answer with the token does not reach this pod: " +
 	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more, or give the pod credentials that need no metadata")
 
+// ErrIncomplete means that metadata lists a MAC without saying yet which ENI it is: the ENI is being attached, or replaced.
+var ErrIncomplete = errors.New("metadata does not tell yet which ENI has the MAC")
+
 // ErrNoMetadata means that nothing, or nothing useful, answered at the metadata address.
 var ErrNoMetadata = errors.New("no EC2 instance metadata")
 
@@ -52,7 +55,7 @@ func (m *Metadata) Region(ctx context.Context) (string, error) {
 }
 
 // ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in: the VPC CNI draws from that
-// one. A MAC that metadata does not know is left out of the answer.
+// one. A MAC that metadata does not know is left out of the answer; one that it knows half of is [ErrIncomplete].
 func (m *Metadata) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) {
 	var listed []string
 	var primary string
@@ -67,7 +70,8 @@ func (m *Metadata) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) 
 	asked := slices.DeleteFunc(slices.Clone(listed), func(mac string) bool {
 		return mac != primary && !slices.Contains(macs, mac)
 	})
-	return m.describe(ctx, asked, func(mac string) bool { return slices.Contains(macs, mac) })
+	asks := func(mac string) bool { return slices.Contains(macs, mac) }
+	return m.describe(ctx, asked, asks, asks)
 }
 
 // All describes every ENI of the node.
@@ -76,7 +80,7 @@ func (m *Metadata) All(ctx context.Context) ([]plan.ENI, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.describe(ctx, listed, func(string) bool { return true })
+	return m.describe(ctx, listed, func(string) bool { return true }, func(string) bool { return false })
 }
 
 func (m *Metadata) macs(ctx context.Context) ([]string, error) {
@@ -93,8 +97,8 @@ func (m *Metadata) macs(ctx context.Context) ([]string, error) {
 	return lines, nil
 }
 
-// describe reads who the ENIs are and, of those that whole names, everything else.
-func (m *Metadata) describe(ctx context.Context, macs []string, whole func(mac string) bool) ([]plan.ENI, error) {
+// describe reads who the ENIs are and, of those that whole names, everything else. Those that needed names must be complete.
+func (m *Metadata) describe(ctx context.Context, macs []string, whole, needed func(mac string) bool) ([]plan.ENI, error) {
 	enis := make([]plan.ENI, len(macs))
 	var reads []func(context.Context) error
 	for i, mac := range macs {
@@ -107,9 +111,15 @@ func (m *Metadata) describe(ctx context.Context, macs []string, whole func(mac s
 	if err := parallel(ctx, reads...); err != nil {
 		return nil, err
 	}
-	// Metadata lists ENIs that are being attached or were just detached with half of their keys: such a one has no identity
-	// to rely on and counts as unknown.
-	enis = slices.DeleteFunc(enis, func(e plan.ENI) bool { return e.ID == "" || e.SubnetID == "" || e.DeviceIndex < 0 })
+	// Metadata lists ENIs that are being attached or were just detached with half of their keys. One that an interface of the
+	// pod belongs to must be waited for; any other counts as unknown.
+	incomplete := func(e plan.ENI) bool { return e.ID == "" || e.SubnetID == "" || e.DeviceIndex < 0 }
+	for _, e := range enis {
+		if incomplete(e) && needed(e.MAC) {
+			return nil, fmt.Errorf("%w: %s", ErrIncomplete, e.MAC)
+		}
+	}
+	enis = slices.DeleteFunc(enis, incomplete)
 	slices.SortFunc(enis, func(a, b plan.ENI) int { return a.DeviceIndex - b.DeviceIndex })
 	return enis, nil
 }
@@ -189,6 +199,9 @@ func (m *Metadata) lines(ctx context.Context, key string) ([]string, error) {
 // blocks.
 func (m *Metadata) value(ctx context.Context, key string) (string, error) {
 	out, err := m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
+	if err != nil && m.token.expired() {
+		out, err = m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
+	}
 	if err != nil {
 		return m.explain(ctx, key, err)
 	}

@@ -173,6 +173,7 @@ func TestENIs(t *testing.T) {
 		change func(k map[string]string)
 		macs   []string
 		want   []plan.ENI
+		err    error
 	}{
 		"one, and the primary":    {macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
 		"two":                     {macs: []string{mac2, mac1}, want: []plan.ENI{wantENI0, wantENI1, wantENI2}},
@@ -185,10 +186,10 @@ func TestENIs(t *testing.T) {
 		}, macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
 		"primary MAC in upper case":                  {change: func(k map[string]string) { k["mac"] = "02:AA:00:00:00:00"; rename(k, mac0, "02:aa:00:00:00:00") }, macs: []string{mac1}, want: []plan.ENI{withMAC(wantENI0, "02:aa:00:00:00:00"), wantENI1}},
 		"no key of the primary MAC":                  {change: func(k map[string]string) { delete(k, "mac") }, macs: []string{mac1}, want: []plan.ENI{wantENI1}},
-		"half of it: no id":                          {change: drop(mac1, "interface-id"), macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
-		"half of it: no subnet":                      {change: drop(mac1, "subnet-id"), macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
-		"half of it: no device":                      {change: drop(mac1, "device-number"), macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
-		"device is no number":                        {change: func(k map[string]string) { k[base(mac1)+"device-number"] = "one" }, macs: []string{mac1, mac2}, want: []plan.ENI{wantENI0, wantENI2}},
+		"half of it: no id":                          {change: drop(mac1, "interface-id"), macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"half of it: no subnet":                      {change: drop(mac1, "subnet-id"), macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"half of it: no device":                      {change: drop(mac1, "device-number"), macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"device is no number":                        {change: func(k map[string]string) { k[base(mac1)+"device-number"] = "one" }, macs: []string{mac1, mac2}, err: ErrIncomplete},
 		"a primary that is half there is no primary": {change: drop(mac0, "subnet-id"), macs: []string{mac2}, want: []plan.ENI{wantENI2}},
 		"no blocks": {change: func(k map[string]string) { delete(k, base(mac2)+"subnet-ipv4-cidr-block") }, macs: []string{mac2},
 			want: []plan.ENI{wantENI0, {ID: "eni-2", MAC: mac2, DeviceIndex: 2, SubnetID: "subnet-c"}}},
@@ -204,8 +205,8 @@ func TestENIs(t *testing.T) {
 				tt.change(s.keys)
 			}
 			got, err := s.start(t).ENIs(t.Context(), tt.macs)
-			if err != nil {
-				t.Fatal(err)
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("error %v, want %v", err, tt.err)
 			}
 			compare(t, tt.want, got)
 			if s.tokens != 1 {

@@ -56,7 +56,7 @@ func (g *Guard) DialContext(ctx context.Context, network, address string) (net.C
 	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	var by atomic.Pointer[RouteError]
-	lookup := func(_, resolved string, _ syscall.RawConn) error {
+	lookup := func(_, resolved string, _ syscall.RawConn) error { //nolint:unparam // the type of net.Dialer.Control
 		if name, managed := g.leadsOutBy(resolved); managed {
 			by.Store(&RouteError{Endpoint: resolved, Interface: name})
 		}

@@ -14,8 +14,8 @@ const podInterfaceName = "eth0"
 type Candidates struct {
 	// Wanted need an ENI. An agent whose pod has none of them need not wait for anybody.
 	Wanted []Address
-	// Own are on the pod's own interface. They are the VPC CNI's, unless that interface turns out to be an ENI's (Multus can
-	// replace the cluster network).
+	// Own are on the pod's own interface, a veth. They are the VPC CNI's, unless that interface turns out to be an ENI's. One of
+	// another kind is wanted like any other: Multus can replace the cluster network, by an ipvlan for instance.
 	Own []Address
 	// Skipped are left alone whatever ENIs there are.
 	Skipped []Decision
@@ -33,7 +33,7 @@ func Sort(s Snapshot, r Rules) Candidates {
 		switch {
 		case unwanted:
 			c.Skipped = append(c.Skipped, Decision{Address: a, Reason: reason})
-		case own[a.Link.Index]:
+		case own[a.Link.Index] && a.Link.Kind == "veth":
 			c.Own = append(c.Own, a)
 		default:
 			c.Wanted = append(c.Wanted, a)
@@ -65,10 +65,11 @@ func Make(s Snapshot, enis []ENI, r Rules) Plan {
 	var p Plan
 	c := Sort(s, r)
 	p.Skipped = c.Skipped
-	cni := cniSubnets(enis, r)
-	for i, a := range c.All() {
-		d := decide(a, i >= len(c.Wanted), enis, r)
+	own, cni := ownLinks(s, r.PodIPs), cniSubnets(enis, r)
+	for _, a := range c.All() {
+		d := decide(a, own[a.Link.Index], enis, r)
 		d.CheckHolder = d.Reason == ReasonWanted && (cni == nil || cni[d.ENI.SubnetID])
+		d.CheckENI = d.CheckHolder && d.ENI.DeviceIndex != 0
 		switch d.Reason {
 		case ReasonWanted:
 			p.Assign = append(p.Assign, d)
@@ -185,7 +186,7 @@ func dropDuplicates(assign, skipped []Decision) (kept, rest []Decision) {
 	}
 	for i, d := range assign {
 		if latest[d.Address.Addr] != i {
-			d.Reason, d.CheckHolder = ReasonDuplicate, false
+			d.Reason, d.CheckHolder, d.CheckENI = ReasonDuplicate, false, false
 			skipped = append(skipped, d)
 			continue
 		}
@@ -202,13 +203,21 @@ func newer(a, b Address) bool {
 	return a.Link.Index > b.Link.Index
 }
 
-// ForeignMACs tells whether a wanted address sits on an interface whose MAC is none of these ENIs': then all ENIs of the node
-// are needed to judge it.
-func ForeignMACs(wanted []Address, enis []ENI) bool {
-	return slices.ContainsFunc(wanted, func(a Address) bool {
-		return !slices.ContainsFunc(enis, func(e ENI) bool { return a.Link.MAC != "" && e.MAC == a.Link.MAC })
-	})
+// Foreign gives the wanted addresses that sit on interfaces whose MAC is none of these ENIs': then all ENIs of the node are needed
+// to judge them.
+func Foreign(wanted []Address, enis []ENI) []Address {
+	var foreign []Address
+	for _, a := range wanted {
+		if !slices.ContainsFunc(enis, func(e ENI) bool { return a.Link.MAC != "" && e.MAC == a.Link.MAC }) {
+			foreign = append(foreign, a)
+		}
+	}
+	return foreign
 }
+
+// SharesMAC tells whether an interface of this kind has the MAC of the interface it was made on: a MAC that no ENI has is then
+// more likely an ENI that metadata does not list yet than a network of another sort.
+func (l Link) SharesMAC() bool { return l.Kind == "ipvlan" || l.Kind == "device" }
 
 func sorted(addrs []Address) []Address {
 	return slices.SortedFunc(slices.Values(addrs), func(a, b Address) int {

@@ -596,7 +596,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-func TestForeignMACs(t *testing.T) {
+func TestForeign(t *testing.T) {
 	tests := map[string]struct {
 		wanted []Address
 		want   bool
@@ -609,7 +609,7 @@ func TestForeignMACs(t *testing.T) {
 		"primary's is": {on(onP, "10.0.17.5/24"), false},
 	}
 	for name, tt := range tests {
-		if got := ForeignMACs(tt.wanted, []ENI{primaryENI, eniB1, eniC}); got != tt.want {
+		if got := len(Foreign(tt.wanted, []ENI{primaryENI, eniB1, eniC})) > 0; got != tt.want {
 			t.Errorf("%s: %t, want %t", name, got, tt.want)
 		}
 	}

@@ -142,9 +142,10 @@ type Decision struct {
 	// ENI is the one concerned; its ID is empty where none is.
 	ENI    ENI
 	Reason Reason
-	// CheckHolder is set where the VPC CNI may draw from the ENI's subnet: then the present holder of the address, and whether
-	// the ENI itself is the VPC CNI's, must be read before anything may be moved.
-	CheckHolder bool
+	// CheckHolder is set where the VPC CNI may draw from the ENI's subnet: then the present holder of the address must be read
+	// before it may be moved. CheckENI is set where the ENI itself may be the VPC CNI's besides; a primary ENI always is, and is
+	// used only where that is allowed.
+	CheckHolder, CheckENI bool
 }
 
 // Explain says in one sentence what the verdict means and, for a refusal, what to do.

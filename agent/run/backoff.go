@@ -22,12 +22,14 @@ type backoff struct{ failures int }
 
 // pause gives the next pause for a fault of this class.
 func (b *backoff) pause(class apply.Class) time.Duration {
-	limit := backoffCap
+	var limit time.Duration
 	switch class {
 	case apply.Throttled, apply.Contested:
 		limit = backoffCapThrottle
 	case apply.Full:
 		limit = backoffCapFull
+	default:
+		limit = backoffCap
 	}
 	ceiling := limit
 	if b.failures < 10 { // 100 ms doubled ten times is beyond every cap

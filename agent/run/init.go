@@ -57,6 +57,8 @@ const (
 	hopLimitTries = 3
 	// unknownMACLooks is how often metadata is read again for a MAC it does not know: it lags behind the attachment of an ENI.
 	unknownMACLooks = 2
+	// sharedMACLooks is the same for an interface that surely has the MAC of one of the node's: about ten seconds.
+	sharedMACLooks = 20
 	// unknownMACPause lies between those looks.
 	unknownMACPause = 500 * time.Millisecond
 	// tellEvery is how often a fault that lasts is logged again.
@@ -124,13 +126,12 @@ func (a *Agent) rules() plan.Rules {
 // exist as interfaces at all.
 func (a *Agent) expect(s plan.Snapshot) error {
 	var want plan.Expectation
-	switch {
-	case len(a.Settings.Interfaces) > 0:
+	if len(a.Settings.Interfaces) > 0 {
 		want.Names = a.Settings.Interfaces
-	case a.Settings.NetworksErr != nil:
-		a.Log.Warn("the networks annotation cannot be read, so its interfaces are not checked", "error", a.Settings.NetworksErr)
-		return nil
-	default:
+	} else {
+		if a.Settings.NetworksErr != nil {
+			a.Log.Warn("the networks annotation cannot be read, so its interfaces are not checked", "error", a.Settings.NetworksErr)
+		}
 		for _, n := range a.Settings.Networks {
 			if n.Interface == "" {
 				want.Unnamed++
@@ -170,11 +171,14 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 	log := faultLog{log: a.Log}
 	for looks := 0; ; {
 		enis, err := a.Locate.ENIs(ctx, macs)
-		if err == nil && plan.ForeignMACs(c.Wanted, enis) {
-			if enis, err = a.Locate.All(ctx); err == nil && plan.ForeignMACs(c.Wanted, enis) && looks < unknownMACLooks {
+		if err == nil && len(plan.Foreign(c.Wanted, enis)) > 0 {
+			enis, err = a.Locate.All(ctx)
+			if foreign := plan.Foreign(c.Wanted, enis); err == nil && looks < patience(foreign) {
 				looks++
-				if err := sleep(ctx, unknownMACPause); err != nil {
-					return nil, a.stopped(err, report.NoMetadata, errors.New("metadata does not know every interface's MAC"))
+				last = fmt.Errorf("no ENI of this node has the MAC %s of %s yet", foreign[0].Link.MAC, foreign[0].Link.Name)
+				log.tell("waiting for instance metadata", last)
+				if stop := sleep(ctx, unknownMACPause); stop != nil {
+					return nil, a.stopped(stop, report.NoMetadata, last)
 				}
 				continue
 			}
@@ -202,6 +206,18 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 		if stop := sleep(ctx, b.pause(apply.Unanswered)); stop != nil {
 			return nil, a.stopped(stop, report.NoMetadata, last)
 		}
+	}
+}
+
+// patience is how often metadata is read again for these addresses on interfaces with unknown MACs.
+func patience(foreign []plan.Address) int {
+	switch {
+	case len(foreign) == 0:
+		return 0
+	case slices.ContainsFunc(foreign, func(a plan.Address) bool { return a.Link.SharesMAC() }):
+		return sharedMACLooks
+	default:
+		return unknownMACLooks
 	}
 }
 
@@ -327,6 +343,9 @@ func (a *Agent) connect(ctx context.Context, try func() (apply.EC2, error)) (app
 		if err == nil {
 			return ec2, nil
 		}
+		if errors.Is(err, apply.ErrConfiguration) {
+			return nil, &report.Failure{Code: report.Usage, Err: err}
+		}
 		if blocked := a.Routes.Blocked(); blocked != nil {
 			return nil, &report.Failure{Code: report.NoRoute, Err: blocked}
 		}
@@ -365,8 +384,9 @@ func (a *Agent) worst(ctx context.Context, failures []failure) error {
 	switch code {
 	case report.GaveUp, report.ENIFull, report.NoMetadata:
 		return a.stopped(context.Cause(ctx), code, err)
+	default:
+		return &report.Failure{Code: code, Err: err}
 	}
-	return &report.Failure{Code: code, Err: err}
 }
 
 // faultLog logs a fault when it is new, and again after a while, so that a log shows a long outage without being filled by it.

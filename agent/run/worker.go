@@ -23,7 +23,7 @@ func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure
 	log := faultLog{log: w.Log.With("eni", eni.ID)}
 	claims := make([]apply.Claim, len(ds))
 	for i, d := range ds {
-		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: eni.ID, Subnet: eni.SubnetID, CheckHolder: d.CheckHolder}
+		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: eni.ID, Subnet: eni.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI}
 	}
 	w.Log.Info("assigning addresses", "eni", eni.ID, "mac", eni.MAC, "subnet", eni.SubnetID, "addresses", addrsOf(ds))
 	applier := apply.Applier{EC2: w.ec2, Log: w.Log, AllowPrimaryENI: w.Settings.AllowPrimaryENI}
@@ -105,8 +105,9 @@ func weight(err error) int {
 		return 2
 	case apply.Throttled, apply.Contested:
 		return 1
+	default:
+		return 0
 	}
-	return 0
 }
 
 // codeAtDeadline gives the exit code for a fault that did not pass in time.

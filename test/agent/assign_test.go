@@ -137,9 +137,6 @@ func TestWhatIsAssigned(t *testing.T) {
 			eni:      map[int]addresses{1: {"10.0.4.80"}},
 		},
 		"the primary ENI, because the settings allow it": {
-			change: func(s *world.Spec) {
-				s.Nodes[0].ENIs[0].Tags = map[string]string{"node.k8s.amazonaws.com/no_manage": "true"}
-			},
 			networks: []world.Network{network(0, "10.0.1.80/24")},
 			how:      how{agent: map[string]string{"allow-primary-eni": "true"}},
 			eni:      map[int]addresses{0: {"10.0.1.80"}},

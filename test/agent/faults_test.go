@@ -230,9 +230,7 @@ func TestDefaultRouteByManagedInterface(t *testing.T) {
 	l.called()
 	// After a restart the address may be assigned; then the same route works.
 	l.assign(l.world.Node("one").ENI(1), "10.0.4.80")
-	if l.world.IPVlan() {
-		l.done(l.run(p, how{}))
-	}
+	l.done(l.run(p, how{}))
 }
 
 // EC2 alone is out of reach: metadata has its own route.

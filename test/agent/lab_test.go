@@ -4,8 +4,8 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,17 +14,13 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"multus-ip-manager.io/agent/report"
-	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/aws"
 	"multus-ip-manager.io/test/binaries"
 	"multus-ip-manager.io/test/kubelet"
 	"multus-ip-manager.io/test/ns"
+	"multus-ip-manager.io/test/podlab"
 	"multus-ip-manager.io/test/world"
-	"multus-ip-manager.io/webhook/inject"
 )
 
 // bin is where the built agent is; it is set once, before any test.
@@ -111,43 +107,15 @@ type how struct {
 // container is the container that the webhook injects into the pod.
 func (l *lab) container(p *world.Pod, h how) kubelet.Container {
 	l.Helper()
-	config := inject.DefaultConfig()
-	config.Agent = map[string]string{"deadline": "20s", "log-level": "debug", "log-format": "text"}
-	for k, v := range h.agent {
-		config.Agent[k] = v
-	}
-	raw, err := config.Container(settings.Init, inject.Burstable)
+	set := map[string]string{"deadline": "20s", "log-level": "debug", "log-format": "text"}
+	maps.Copy(set, h.agent)
+	c, err := podlab.Container(p, podlab.Start{
+		Program: filepath.Join(bin, "agent"), Annotations: h.annotations, Agent: set, Env: h.env, PodIPs: h.podIPs,
+	})
 	if err != nil {
 		l.Fatal(err)
 	}
-	var c corev1.Container
-	if err := json.Unmarshal(raw, &c); err != nil {
-		l.Fatal(err)
-	}
-	ips := h.podIPs
-	if ips == nil {
-		ips = p.IPs()
-	}
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: p.Name(), Namespace: p.Namespace(), UID: "5e1f", Annotations: map[string]string{}},
-		Spec:       corev1.PodSpec{InitContainers: []corev1.Container{c}},
-	}
-	for _, ip := range ips {
-		pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: ip.String()})
-	}
-	var networks []string
-	for range p.Networks() {
-		networks = append(networks, "net")
-	}
-	pod.Annotations[settings.Networks] = strings.Join(networks, ",")
-	for k, v := range h.annotations {
-		pod.Annotations[k] = v
-	}
-	return kubelet.Container{
-		Pod: pod, Name: c.Name, NS: p.NS(),
-		Images: map[string]string{c.Image: filepath.Join(bin, "agent")},
-		Env:    append(p.AgentEnv(), h.env...),
-	}
+	return c
 }
 
 // run runs the agent to its end.
