@@ -44,9 +44,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Stdout)
+	interrupted := ctx.Err() != nil // whatever failed then, failed for that reason
 	stop()
 	switch {
-	case errors.Is(err, context.Canceled):
+	case interrupted:
 		fmt.Fprintln(os.Stderr, "demo: interrupted; everything it started is gone")
 		os.Exit(130)
 	case err != nil:
@@ -91,10 +92,6 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	}()
 	for _, act := range []func(context.Context) error{s.install, s.createPods, s.pingBefore, s.assign, s.pingAfter, s.table} {
 		if err := act(ctx); err != nil {
-			// What fails because of Ctrl-C has only that reason.
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
 			return err
 		}
 	}

@@ -2,9 +2,7 @@ package kubelet
 
 import (
 	"fmt"
-	"os"
 	"strings"
-	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -68,11 +66,4 @@ func subscript(path, field string) (string, bool) {
 		return "", false
 	}
 	return strings.CutSuffix(key, "']")
-}
-
-func maxRSS(state *os.ProcessState) int64 {
-	if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
-		return usage.Maxrss
-	}
-	return 0
 }

@@ -52,9 +52,8 @@ type Result struct {
 	// Output is everything the container printed.
 	Output   string
 	Duration time.Duration
-	// CPU is user and system time together; MaxRSS is the largest resident set in KiB.
-	CPU    time.Duration
-	MaxRSS int64
+	// CPU is user and system time together.
+	CPU time.Duration
 }
 
 // Run runs the container to its end. An error means that it could not be run; how it ended is in the result.
@@ -122,7 +121,6 @@ func (c Container) Run(ctx context.Context) (Result, error) {
 	if state := cmd.State(); state != nil {
 		r.ExitCode = state.ExitCode()
 		r.CPU = state.UserTime() + state.SystemTime()
-		r.MaxRSS = maxRSS(state)
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -10,12 +10,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // Options of Start. The zero value is what most tests want.
@@ -157,6 +159,9 @@ func (p *Plane) environment(opts Options, apiServer, etcd string) (*envtest.Envi
 }
 
 func (p *Plane) start(ctx context.Context) error {
+	// envtest logs through controller-runtime, which prints a stack trace when nobody has said where logs go. What went wrong is in
+	// the error and in the servers' own logs.
+	ctrllog.SetLogger(logr.Discard())
 	// envtest's start cannot be cancelled; ending its processes makes it return.
 	giveUp := context.AfterFunc(ctx, func() { _ = killRecorded(p.Dir) })
 	config, err := p.env.Start()

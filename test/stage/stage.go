@@ -225,12 +225,18 @@ func (s *Stage) Close() error {
 // freePorts finds TCP ports of loopback that nobody uses.
 func freePorts(n int) ([]int, error) {
 	var ports []int
+	var listeners []net.Listener // all open at once, or one port might be found twice
+	defer func() {
+		for _, l := range listeners {
+			_ = l.Close()
+		}
+	}()
 	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close()
+		listeners = append(listeners, l)
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil

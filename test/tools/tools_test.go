@@ -112,6 +112,24 @@ func TestConcurrentBuildsCompileOnce(t *testing.T) {
 	}
 }
 
+func TestWarmCompilesThePackagesAndTellsWhatFails(t *testing.T) {
+	s := newStore(t, hello)
+	args := filepath.Join(t.TempDir(), "args")
+	script := filepath.Join(t.TempDir(), "go")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho \"$CGO_ENABLED $GOFLAGS: $@\" >"+args+"\necho undefinedThing\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.goTool = script
+	err := s.Warm(t.Context(), []string{"./agent", "./webhook"}, &bytes.Buffer{})
+	if err == nil || !strings.Contains(err.Error(), "undefinedThing") {
+		t.Errorf("got %v, want the compiler's words", err)
+	}
+	want := "0 -trimpath -buildvcs=false: build -v -o /dev/null ./agent ./webhook\n"
+	if got, err := os.ReadFile(args); err != nil || string(got) != want {
+		t.Errorf("go command: %q, %v; want %q", got, err, want)
+	}
+}
+
 func TestFailedBuildTellsWhyAndLeavesNothing(t *testing.T) {
 	s := newStore(t, "package main\n\nfunc main() { undefinedThing() }\n")
 	_, err := s.Build(t.Context(), "hello", &bytes.Buffer{})

@@ -13,6 +13,7 @@ import (
 )
 
 const usage = `usage: tools build [TOOL...]   build these (default: all that are not optional), unless they are built
+       tools warm PACKAGE...   compile packages of the product into the build cache, with progress
        tools path TOOL         print the path of a built tool
        tools list              print every tool, its version and where it is
        tools clean             remove every built tool`
@@ -38,6 +39,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	switch command, names := args[0], args[1:]; {
 	case command == "build":
 		return build(ctx, store, names, progress)
+	case command == "warm" && len(names) > 0:
+		return store.Warm(ctx, names, progress)
 	case command == "path" && len(names) == 1:
 		path, err := store.Path(names[0])
 		if err != nil {
