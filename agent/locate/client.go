@@ -51,7 +51,7 @@ func New(dialer Dialer) (*Metadata, error) {
 		Retryer:        aws.NopRetryer{},
 		EnableFallback: fallback(env),
 	})
-	return &Metadata{client: client, token: token}, nil
+	return &Metadata{client: client, token: token, disabled: env.EC2IMDSClientEnableState == imds.ClientDisabled}, nil
 }
 
 // fallback honours AWS_EC2_METADATA_V1_DISABLED.

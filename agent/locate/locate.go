@@ -36,10 +36,14 @@ var ErrIncomplete = errors.New("metadata does not tell yet which ENI has the MAC
 // ErrNoMetadata means that nothing, or nothing useful, answered at the metadata address.
 var ErrNoMetadata = errors.New("no EC2 instance metadata")
 
+// ErrDisabled means that the environment forbids the use of metadata. No waiting will help.
+var ErrDisabled = fmt.Errorf("%w: AWS_EC2_METADATA_DISABLED is set, and the node's ENIs are known from nowhere else: unset it", ErrNoMetadata)
+
 // Metadata reads what the node's IMDS tells.
 type Metadata struct {
-	client *imds.Client
-	token  *tokenTransport
+	client   *imds.Client
+	token    *tokenTransport
+	disabled bool
 }
 
 // Region gives the node's AWS Region.
@@ -198,6 +202,9 @@ func (m *Metadata) lines(ctx context.Context, key string) ([]string, error) {
 // value reads one key. A key that is not there (404) is an empty value: metadata omits what an ENI does not have, such as IPv6
 // blocks.
 func (m *Metadata) value(ctx context.Context, key string) (string, error) {
+	if m.disabled {
+		return "", fmt.Errorf("metadata %s: %w", key, ErrDisabled)
+	}
 	out, err := m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
 	if err != nil && m.token.expired() {
 		out, err = m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})

@@ -526,3 +526,14 @@ func TestNewHonoursTheEnvironment(t *testing.T) {
 		}
 	})
 }
+
+func TestDisabledByTheEnvironment(t *testing.T) {
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	s := &imdsServer{keys: node()}
+	if _, err := s.start(t).ENIs(t.Context(), []string{mac1}); !errors.Is(err, ErrDisabled) {
+		t.Errorf("error %v, want %v", err, ErrDisabled)
+	}
+	if len(s.gets) > 0 {
+		t.Errorf("asked all the same: %v", s.gets)
+	}
+}

@@ -83,10 +83,8 @@ func (a *Agent) Init(ctx context.Context) error {
 	}
 	rules := a.rules()
 	candidates := plan.Sort(snapshot, rules)
-	for _, d := range candidates.Skipped {
-		a.Log.Debug("address left alone", "address", d.Address.Addr, "interface", d.Address.Link.Name, "reason", d.Reason)
-	}
 	if len(candidates.All()) == 0 {
+		a.tell(ctx, plan.Plan{Skipped: candidates.Skipped})
 		a.Log.Info("no address to assign: no managed interface has a global address")
 		return nil
 	}
@@ -98,7 +96,7 @@ func (a *Agent) Init(ctx context.Context) error {
 		return err
 	}
 	p := plan.Make(snapshot, enis, rules)
-	a.tell(p)
+	a.tell(ctx, p)
 	if len(p.Assign) == 0 && len(p.Refused) == 0 {
 		a.Log.Info("no address to assign", "routed", len(p.Routed), "skipped", len(p.Skipped))
 		return nil
@@ -199,7 +197,7 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 		} else {
 			hops = 0
 		}
-		if hops == hopLimitTries {
+		if hops == hopLimitTries || errors.Is(last, locate.ErrDisabled) {
 			return nil, &report.Failure{Code: report.NoMetadata, Err: last}
 		}
 		log.tell("waiting for instance metadata", last)
@@ -247,9 +245,15 @@ func (a *Agent) stopped(cause error, code report.Code, last error) error {
 	return report.Fail(report.GaveUp, "told to stop while waiting: %w", last)
 }
 
-func (a *Agent) tell(p plan.Plan) {
+// tell logs the plan. What is left alone as a matter of course is for those who look for it; what somebody may have expected to be
+// assigned is a warning.
+func (a *Agent) tell(ctx context.Context, p plan.Plan) {
 	for _, d := range p.Skipped {
-		a.Log.Debug("address left alone", "address", d.Address.Addr, "interface", d.Address.Link.Name, "reason", d.Reason)
+		level := slog.LevelDebug
+		if d.Reason == plan.ReasonDADFailed || d.Reason == plan.ReasonDuplicate || d.Reason == plan.ReasonForeignNetwork && d.Address.Link.SharesMAC() {
+			level = slog.LevelWarn
+		}
+		a.Log.Log(ctx, level, "address left alone", "address", d.Address.Addr, "interface", d.Address.Link.Name, "reason", d.Reason, "explanation", d.Explain())
 	}
 	for _, d := range p.Routed {
 		a.Log.Info("address is routed already", "address", d.Address.Addr, "interface", d.Address.Link.Name, "eni", d.ENI.ID, "reason", d.Reason)

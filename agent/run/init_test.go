@@ -536,6 +536,19 @@ func TestInitHopLimit(t *testing.T) {
 	}
 }
 
+// Metadata that the environment forbids does not come back.
+func TestInitMetadataDisabled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pod(map[plan.Link][]string{net1: {"10.0.1.5"}}))
+		r.loc.enis = func(int) ([]plan.ENI, error) { return nil, fmt.Errorf("metadata mac: %w", locate.ErrDisabled) }
+		o := r.init(t.Context())
+		o.check(t, report.NoMetadata, "AWS_EC2_METADATA_DISABLED")
+		if o.took != 0 {
+			t.Errorf("took %s to say so", o.took)
+		}
+	})
+}
+
 // Metadata lags behind an ENI that was just attached, so an unknown MAC is read again, with a bound.
 func TestInitUnknownMAC(t *testing.T) {
 	tests := map[string]struct {
