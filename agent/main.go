@@ -117,14 +117,14 @@ func newAgent(cfg settings.Agent, log *slog.Logger) (*run.Agent, error) {
 	guard := &observe.Guard{}
 	metadata, err := locate.New(guard)
 	if err != nil {
-		return nil, report.Fail(report.Usage, "read the AWS configuration of the environment: %w", err)
+		return nil, report.Fail(report.Usage, "the AWS configuration of the environment is not usable: %w", err)
 	}
 	return &run.Agent{
 		Settings: cfg,
 		Observe:  observe.Namespace{},
 		Locate:   metadata,
 		Connect: func(ctx context.Context) (apply.EC2, error) {
-			client, err := apply.New(ctx, metadata, guard, "multus-ip-manager-"+version)
+			client, err := apply.New(ctx, metadata, guard, log, "multus-ip-manager-"+version)
 			if err != nil {
 				return nil, err
 			}

@@ -20,6 +20,7 @@ type EC2 interface {
 	UnassignIPv6(ctx context.Context, eni string, addrs []netip.Addr) error
 	Holders(ctx context.Context, subnet string, addrs []netip.Addr) (map[netip.Addr]Holder, error)
 	Unmanaged(ctx context.Context, eni string) (bool, error)
+	IPv6Slots(ctx context.Context, eni string) (int, error)
 }
 
 // Claim is one address that is to be on one ENI. A claim is carried from attempt to attempt until it is settled.
@@ -39,9 +40,20 @@ type Claim struct {
 	before string
 	// read is set once before is known.
 	read bool
-	// alone counts refusals of the address alone while nobody was seen to hold it.
-	alone int
+	// alone counts refusals of the address alone while nobody was seen to hold it; refusal is the last of them.
+	alone   int
+	refusal error
+	// full is set once the ENI had no room for the address.
+	full bool
+	// takenFrom is the ENI that the address was taken off, or may have been, without having come to ours yet.
+	takenFrom string
+	// fullAt is how many IPv6 slots of the ENI were in use when it had no room for an address that was to be moved to it.
+	fullAt int
 }
+
+// Owed tells whether the address was taken off another ENI and may be on none now: an agent may not end before it has tried to put
+// that right.
+func (c Claim) Owed() bool { return c.takenFrom != "" }
 
 // Verdict is what came of a claim in one attempt.
 type Verdict int
@@ -88,13 +100,14 @@ type Applier struct {
 func (a *Applier) Attempt(ctx context.Context, eni, subnet string, claims []Claim) []Outcome {
 	t := &attempt{Applier: a, eni: eni, subnet: subnet}
 	for _, family := range [][]Claim{only(claims, netip.Addr.Is4), only(claims, netip.Addr.Is6)} {
+		t.full = nil
 		if family = t.vet(ctx, family); len(family) == 0 {
 			continue
 		}
 		if family[0].Addr.Is4() {
 			t.claimIPv4(ctx, family)
 		} else {
-			t.assignIPv6(ctx, family, 0)
+			t.assignIPv6(ctx, family, 0, false)
 		}
 	}
 	return t.outcomes
@@ -105,6 +118,8 @@ type attempt struct {
 	*Applier
 	eni, subnet string
 	outcomes    []Outcome
+	// full is EC2's word, in this attempt, that the ENI has no room for another address of the family.
+	full error
 }
 
 func (t *attempt) settle(v Verdict, err error, claims ...Claim) {
@@ -143,7 +158,7 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 			return nil
 		}
 	}
-	ask, free := partition(claims, func(c Claim) bool { return c.CheckHolder || c.unsure })
+	ask, free := partition(claims, func(c Claim) bool { return c.CheckHolder || c.unsure || c.alone > 0 })
 	if len(ask) == 0 {
 		return free
 	}
@@ -153,11 +168,44 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 		return free
 	}
 	for _, c := range ask {
-		if c, call := t.judge(c, held); call {
+		c, call := t.judge(c, held)
+		switch {
+		case !call:
+		case c.alone > 0 && c.alone < aloneLimit-1 && c.before == "":
+			// Still nobody is seen to hold it, so EC2 would say the same again. The last time it is asked all the same.
+			c.read = false
+			t.settleAlone(c, c.refusal)
+		default:
 			free = append(free, c)
 		}
 	}
 	return free
+}
+
+// spare settles claims without a call when the ENI is known to be full. A claim that met a full ENI before is asked for alone, and the
+// others only when it found room: a full ENI must not cost a call for each address, time and again.
+func (t *attempt) spare(claims []Claim, assign func([]Claim)) (spared bool) {
+	if t.full != nil {
+		t.settleFull(claims)
+		return true
+	}
+	if len(claims) == 1 || !claims[0].full {
+		return false
+	}
+	assign(claims[:1])
+	rest := slices.Clone(claims[1:])
+	for i := range rest {
+		rest[i].full = false
+	}
+	assign(rest)
+	return true
+}
+
+func (t *attempt) settleFull(claims []Claim) {
+	for _, c := range claims {
+		c.full = true
+		t.settle(Again, t.full, c)
+	}
 }
 
 // judge decides from the present holder whether a claim may still be pressed.
@@ -184,6 +232,9 @@ func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
 			Err: fmt.Errorf("%s claimed the address meanwhile and keeps it", h.ENI)}, c)
 		return c, false
 	}
+	if ok {
+		c.takenFrom = "" // it is somewhere
+	}
 	c.read, c.before = true, h.ENI
 	return c, true
 }
@@ -206,6 +257,9 @@ func (t *attempt) claimIPv4(ctx context.Context, claims []Claim) {
 }
 
 func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool) {
+	if t.spare(claims, func(some []Claim) { t.assignIPv4(ctx, some, reassign) }) {
+		return
+	}
 	answered, err := t.EC2.AssignIPv4(ctx, t.eni, addrsOf(claims), reassign)
 	switch class := ClassOf(err); {
 	case err == nil:
@@ -215,7 +269,8 @@ func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool)
 	case class != Refused && class != Full:
 		t.fail(err, claims...)
 	case len(claims) == 1 && class == Full:
-		t.settle(Again, err, claims...)
+		t.full = err
+		t.settleFull(claims)
 	case len(claims) == 1:
 		t.explainIPv4(ctx, claims[0], err)
 	default:
@@ -279,23 +334,68 @@ func (t *attempt) explainIPv4(ctx context.Context, c Claim, refusal error) {
 
 // assignIPv6 assigns, and on refusal reads the holders, takes the addresses off them and assigns again. Only then: EC2 has no
 // reassignment for IPv6, and in the common case nobody holds the address and one call does.
-func (t *attempt) assignIPv6(ctx context.Context, claims []Claim, round int) {
+//
+// searched tells that the holders were read in this attempt already, and that nobody holds any of the addresses.
+func (t *attempt) assignIPv6(ctx context.Context, claims []Claim, round int, searched bool) {
+	if t.spare(claims, func(some []Claim) { t.assignIPv6(ctx, some, round, searched) }) {
+		return
+	}
 	err := t.EC2.AssignIPv6(ctx, t.eni, addrsOf(claims))
-	switch class := ClassOf(err); {
+	class := ClassOf(err)
+	half := len(claims) / 2
+	switch {
 	case err == nil:
 		// The answer names only addresses that are new on the ENI, so success itself is the word that all are there.
 		t.settle(Done, nil, claims...)
-	case class == Full && len(claims) > 1:
-		half := len(claims) / 2
-		t.assignIPv6(ctx, claims[:half], round)
-		t.assignIPv6(ctx, claims[half:], round)
+	case (class == Full || class == Refused && searched) && len(claims) > 1:
+		t.assignIPv6(ctx, claims[:half], round, searched)
+		t.assignIPv6(ctx, claims[half:], round, searched)
 	case class == Full:
-		t.settle(Again, err, claims...)
-	case class != Refused:
-		t.fail(err, claims...)
-	default:
+		t.full = err
+		t.giveBack(ctx, claims[0])
+	case class == Refused && searched:
+		t.settleAlone(claims[0], err)
+	case class == Refused:
 		t.resolveIPv6(ctx, claims, round, err)
+	case class == Denied:
+		owed, others := partition(claims, Claim.Owed)
+		t.fail(err, others...)
+		t.returnDenied(ctx, owed, err)
+	default:
+		t.fail(err, claims...)
 	}
+}
+
+// returnDenied settles addresses that were taken off another ENI by leave, and may not be put on ours: they go back.
+func (t *attempt) returnDenied(ctx context.Context, owed []Claim, denial error) {
+	for _, c := range owed {
+		if err := t.EC2.AssignIPv6(context.WithoutCancel(ctx), c.takenFrom, addrsOf([]Claim{c})); err != nil {
+			denial = fmt.Errorf("%w; %s was taken off %s and cannot be given back: %w", denial, c.Addr, c.takenFrom, err)
+		}
+		c.takenFrom = ""
+		t.settle(Forbidden, denial, c)
+	}
+}
+
+// giveBack settles an address for which there is no room. One that was taken off another ENI goes back there, because our ENI may be
+// full for long; it is not taken again before one of the slots in use now is free.
+func (t *attempt) giveBack(ctx context.Context, c Claim) {
+	c.full = true
+	if c.Owed() {
+		ctx = context.WithoutCancel(ctx)
+		if err := t.EC2.AssignIPv6(ctx, c.takenFrom, addrsOf([]Claim{c})); err != nil {
+			t.Log.WarnContext(ctx, "an address for which there is no room cannot be given back", "address", c.Addr, "to", c.takenFrom, "error", err)
+			t.settle(Again, t.full, c)
+			return
+		}
+		t.Log.InfoContext(ctx, "no room: given back", "address", c.Addr, "to", c.takenFrom)
+		c.takenFrom, c.read, c.before = "", false, ""
+		c.fullAt = 1
+		if n, err := t.EC2.IPv6Slots(ctx, t.eni); err == nil {
+			c.fullAt = n
+		}
+	}
+	t.settle(Again, t.full, c)
 }
 
 // resolveIPv6 finds out why EC2 refused IPv6 addresses, and moves those that can be.
@@ -321,24 +421,52 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 			elsewhere[c.before] = append(elsewhere[c.before], c)
 		}
 	}
+	room := t.keepWithoutRoom(ctx, elsewhere)
 	moved, settled := t.free(ctx, elsewhere, round, refusal)
 	ready := slices.Concat(unheld, moved)
 	switch {
 	case len(ready) == 0:
-	case len(moved) > 0 || settled || len(ready) < len(claims):
+	case len(moved) > 0 || settled || !room || len(ready) < len(claims):
 		// Something has changed since the refusal, so the rest may pass now, together. What was just taken off its ENI is on none:
 		// an agent that is told to stop must not leave it so.
 		if len(moved) > 0 {
 			ctx = context.WithoutCancel(ctx)
 		}
-		t.assignIPv6(ctx, ready, round+1)
+		t.assignIPv6(ctx, ready, round+1, false)
 	case len(ready) > 1:
 		half := len(ready) / 2
-		t.assignIPv6(ctx, ready[:half], round)
-		t.assignIPv6(ctx, ready[half:], round)
+		t.assignIPv6(ctx, ready[:half], round, true)
+		t.assignIPv6(ctx, ready[half:], round, true)
 	default:
 		t.settleAlone(ready[0], refusal)
 	}
+}
+
+// keepWithoutRoom leaves addresses where they are that were given back before for want of room, until a slot has become free. It
+// tells whether none was left for that reason.
+func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Claim) (room bool) {
+	room = true
+	for holder, claims := range elsewhere {
+		barred, free := partition(claims, func(c Claim) bool { return c.fullAt > 0 })
+		if len(barred) == 0 {
+			continue
+		}
+		inUse, err := t.EC2.IPv6Slots(ctx, t.eni)
+		for _, c := range barred {
+			if err == nil && inUse < c.fullAt {
+				c.fullAt = 0
+				free = append(free, c)
+				continue
+			}
+			room = false
+			t.settle(Again, &OpError{Op: "move", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Full,
+				Err: fmt.Errorf("the ENI has no room, so the address stays on %s", holder)}, c)
+		}
+		if elsewhere[holder] = free; len(free) == 0 {
+			delete(elsewhere, holder)
+		}
+	}
+	return room
 }
 
 // free takes addresses off the ENIs that hold them. It gives the claims that nobody holds any more; settled tells that others
@@ -361,10 +489,15 @@ func (t *attempt) free(ctx context.Context, elsewhere map[string][]Claim, round 
 
 // unassignIPv6 takes addresses off one ENI and gives the claims for which that was done. EC2 takes nothing off an ENI that does
 // not hold all of it, so a refused batch is taken apart.
+//
+// The call outlives the signal to stop: an unanswered one may leave the address on no ENI.
 func (t *attempt) unassignIPv6(ctx context.Context, holder string, claims []Claim) (freed []Claim) {
+	ctx = context.WithoutCancel(ctx)
 	switch err := t.EC2.UnassignIPv6(ctx, holder, addrsOf(claims)); {
 	case err == nil:
-		return claims
+		return taken(claims, holder)
+	case !ClassOf(err).Certain():
+		t.fail(err, taken(claims, holder)...)
 	case ClassOf(err) != Refused:
 		t.fail(err, claims...)
 	case len(claims) > 1:
@@ -375,6 +508,15 @@ func (t *attempt) unassignIPv6(ctx context.Context, holder string, claims []Clai
 		t.tryIPv6(ctx, claims[0], err)
 	}
 	return nil
+}
+
+// taken marks claims whose addresses were taken off an ENI.
+func taken(claims []Claim, holder string) []Claim {
+	claims = slices.Clone(claims)
+	for i := range claims {
+		claims[i].takenFrom = holder
+	}
+	return claims
 }
 
 // tryIPv6 settles an address that is not where the search showed it. The search lags, so it may be free by now (an attempt cut
@@ -388,7 +530,8 @@ func (t *attempt) tryIPv6(ctx context.Context, c Claim, refusal error) {
 		c.read, c.before = false, ""
 		t.settle(Again, refusal, c)
 	case ClassOf(err) == Full:
-		t.settle(Again, err, c)
+		t.full = err
+		t.settleFull([]Claim{c})
 	default:
 		t.fail(err, c)
 	}
@@ -396,6 +539,7 @@ func (t *attempt) tryIPv6(ctx context.Context, c Claim, refusal error) {
 
 // settleAlone settles an address that EC2 refuses alone and nobody is seen to hold.
 func (t *attempt) settleAlone(c Claim, refusal error) {
+	c.refusal = refusal
 	if c.alone++; c.alone < aloneLimit {
 		t.settle(Again, &OpError{Op: "wait for", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
 			Err: fmt.Errorf("EC2 refuses it, and searches do not show who holds it yet: %w", refusal)}, c)

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,13 @@ func claimsOf(texts ...string) []Claim {
 func checked(cs []Claim) []Claim {
 	for i := range cs {
 		cs[i].CheckHolder, cs[i].CheckENI = true, true
+	}
+	return cs
+}
+
+func holderChecked(cs []Claim) []Claim {
+	for i := range cs {
+		cs[i].CheckHolder = true
 	}
 	return cs
 }
@@ -156,10 +164,10 @@ func TestAttempt(t *testing.T) {
 			steps: []step{
 				{want: map[string]string{a: "done", b: "done", c: "again", d: "again"}, calls: []string{
 					"assign4 ours " + a + "," + b + "," + c + "," + d + " reassign", "assign4 ours " + a + "," + b + " reassign",
-					"assign4 ours " + c + "," + d + " reassign", "assign4 ours " + c + " reassign", "assign4 ours " + d + " reassign"}},
+					"assign4 ours " + c + "," + d + " reassign", "assign4 ours " + c + " reassign"}},
+				{want: map[string]string{c: "again", d: "again"}, calls: []string{"assign4 ours " + c + " reassign"}},
 				{prepare: func(f *fakeEC2) { delete(f.enis["ours"].held, netip.MustParseAddr(a)) },
-					want: map[string]string{c: "done", d: "again"}, calls: []string{
-						"assign4 ours " + c + "," + d + " reassign", "assign4 ours " + c + " reassign", "assign4 ours " + d + " reassign"}},
+					want: map[string]string{c: "done", d: "again"}, calls: []string{"assign4 ours " + c + " reassign", "assign4 ours " + d + " reassign"}},
 			},
 			say: map[string][]string{d: {d, "ours", "PrivateIpAddressLimitExceeded"}},
 		},
@@ -323,7 +331,7 @@ func TestAttempt(t *testing.T) {
 			claims: claimsOf("2001:db8::10", "2001:db8::11", "2001:db8::12", "2001:db8::13"),
 			steps: []step{
 				{want: map[string]string{"2001:db8::10": "done", "2001:db8::11": "done", "2001:db8::12": "done", "2001:db8::13": "again"}},
-				{want: map[string]string{"2001:db8::13": "again"}, calls: []string{"assign6 ours 2001:db8::13", "holders subnet-b 2001:db8::13"}},
+				{want: map[string]string{"2001:db8::13": "again"}, calls: []string{"holders subnet-b 2001:db8::13"}},
 			},
 		},
 		"IPv6, the holder is not visible yet: moved once it is": {
@@ -334,8 +342,9 @@ func TestAttempt(t *testing.T) {
 			claims: claimsOf(v),
 			steps: []step{
 				{want: map[string]string{v: "again"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v}},
-				{want: map[string]string{v: "again"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v}},
-				{want: map[string]string{v: "done"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v, "assign6 ours " + v}},
+				{want: map[string]string{v: "again"}, calls: []string{"holders subnet-b " + v}},
+				{want: map[string]string{v: "done"}, calls: []string{
+					"holders subnet-b " + v, "assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v, "assign6 ours " + v}},
 			},
 		},
 		"IPv6, the search shows a holder of before": {
@@ -387,7 +396,7 @@ func TestAttempt(t *testing.T) {
 			steps: []step{
 				{want: map[string]string{v: "again"}, calls: []string{
 					"assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v, "assign6 ours " + v, "holders subnet-b " + v}},
-				{want: map[string]string{v: "yielded"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v}},
+				{want: map[string]string{v: "yielded"}, calls: []string{"holders subnet-b " + v}},
 			},
 			held: map[string]string{v: "third"},
 		},
@@ -432,6 +441,62 @@ func TestAttempt(t *testing.T) {
 			steps: []step{
 				{want: map[string]string{v: "again"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v, "assign6 ours " + v}},
 				{want: map[string]string{v: "done"}, calls: []string{"assign6 ours " + v}},
+			},
+		},
+		"IPv6 move, no room on our ENI: given back, and left there until a slot is free": {
+			world: func(f *fakeEC2) {
+				f.eni("ours", "", w).limit = 1
+				f.eni("theirs", "", v)
+			},
+			claims: claimsOf(v),
+			steps: []step{
+				{want: map[string]string{v: "again"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v,
+					"assign6 ours " + v, "assign6 theirs " + v, "slots ours"}},
+				{want: map[string]string{v: "again"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v, "slots ours"}},
+				{prepare: func(f *fakeEC2) { delete(f.enis["ours"].held, netip.MustParseAddr(w)) },
+					want: map[string]string{v: "done"}, calls: []string{
+						"assign6 ours " + v, "holders subnet-b " + v, "slots ours", "unassign6 theirs " + v, "assign6 ours " + v}},
+			},
+		},
+		"IPv6 move, no room, and it cannot be given back: kept on for": {
+			world: func(f *fakeEC2) {
+				f.eni("ours", "", w).limit = 1
+				f.eni("theirs", "", v)
+				f.before = func(call string) {
+					if call == "assign6 theirs "+v {
+						f.before = nil
+						f.faults = []fault{{op: "assign6", err: throttled}}
+					}
+				}
+			},
+			claims: claimsOf(v),
+			steps: []step{
+				{want: map[string]string{v: "again"}},
+				{prepare: func(f *fakeEC2) { delete(f.enis["ours"].held, netip.MustParseAddr(w)) },
+					want: map[string]string{v: "done"}, calls: []string{"assign6 ours " + v}},
+			},
+		},
+		"IPv6 move, taken off by leave and not permitted on our ENI: given back": {
+			world: func(f *fakeEC2) {
+				f.eni("theirs", "", v)
+				f.before = func(call string) {
+					if strings.HasPrefix(call, "unassign6") {
+						f.before = func(string) { f.before = nil; f.faults = []fault{{op: "assign6", err: denied}} }
+					}
+				}
+			},
+			claims: claimsOf(v),
+			steps: []step{{want: map[string]string{v: "forbidden"}, calls: []string{
+				"assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v, "assign6 ours " + v, "assign6 theirs " + v}}},
+			held: map[string]string{v: "theirs"},
+		},
+		"IPv6, three with room for one: the second refusal settles the third": {
+			world:  func(f *fakeEC2) { f.eni("ours", "").limit = 1 },
+			claims: claimsOf(v, w, x),
+			steps: []step{
+				{want: map[string]string{v: "done", w: "again", x: "again"}, calls: []string{
+					"assign6 ours " + v + "," + w + "," + x, "assign6 ours " + v, "assign6 ours " + w + "," + x, "assign6 ours " + w}},
+				{want: map[string]string{w: "again", x: "again"}, calls: []string{"assign6 ours " + w}},
 			},
 		},
 		"IPv6 move, not permitted on the other ENI": {
@@ -547,6 +612,62 @@ func TestAttempt(t *testing.T) {
 			steps:  []step{{want: map[string]string{v: "rejected"}, calls: []string{"unmanaged ours", "holders subnet-b " + v, "assign6 ours " + v, "holders subnet-b " + v}}},
 			held:   map[string]string{v: "theirs"},
 		},
+		"VPC CNI's subnet, a primary ENI of ours: its tag is not asked for": {
+			world: func(f *fakeEC2) {
+				f.enis["ours"].device = 0
+				f.eni("theirs", "10.0.16.11", b)
+			},
+			claims: holderChecked(claimsOf(a, b)),
+			steps: []step{{want: map[string]string{a: "done", b: "rejected"}, calls: []string{
+				"holders subnet-b " + a + "," + b, "assign4 ours " + a}}},
+			held: map[string]string{a: "ours", b: "theirs"},
+		},
+		"VPC CNI's subnet, a holder that searches do not show yet: waited for, then judged": {
+			world: func(f *fakeEC2) {
+				f.enis["ours"].unmanaged = true
+				f.eni("theirs", "10.0.16.11", a).unmanaged = true
+				f.stale[netip.MustParseAddr(a)], f.staleFor = "", 3
+			},
+			claims: checked(claimsOf(a)),
+			steps: []step{
+				{want: map[string]string{a: "again"}, calls: []string{"unmanaged ours", "holders subnet-b " + a, "assign4 ours " + a, "holders subnet-b " + a}},
+				{want: map[string]string{a: "again"}, calls: []string{"unmanaged ours", "holders subnet-b " + a}},
+				{want: map[string]string{a: "done"}, calls: []string{"unmanaged ours", "holders subnet-b " + a, "assign4 ours " + a + " reassign"}},
+			},
+		},
+		"VPC CNI's subnet, its pool holds the address and searches do not show it yet": {
+			world: func(f *fakeEC2) {
+				f.enis["ours"].unmanaged = true
+				f.eni("theirs", "10.0.16.11", a)
+				f.stale[netip.MustParseAddr(a)], f.staleFor = "", 2
+			},
+			claims: checked(claimsOf(a)),
+			steps: []step{
+				{want: map[string]string{a: "again"}},
+				{want: map[string]string{a: "rejected"}, calls: []string{"unmanaged ours", "holders subnet-b " + a}},
+			},
+			held: map[string]string{a: "theirs"},
+		},
+		"IPv4, the answer names nobody, and searching is not permitted: EC2's success counts": {
+			world: func(f *fakeEC2) {
+				f.mute = true
+				f.faults = []fault{{op: "holders", err: denied}}
+			},
+			claims: claimsOf(a, b),
+			steps: []step{{want: map[string]string{a: "done", b: "done"}, calls: []string{
+				"assign4 ours " + a + "," + b + " reassign", "holders subnet-b " + a + "," + b}}},
+		},
+		"IPv4, the answer names nobody, and the search fails otherwise: no success": {
+			world: func(f *fakeEC2) {
+				f.mute = true
+				f.faults = []fault{{op: "holders", err: throttled}}
+			},
+			claims: claimsOf(a),
+			steps: []step{
+				{want: map[string]string{a: "again"}, calls: []string{"assign4 ours " + a + " reassign", "holders subnet-b " + a}},
+				{want: map[string]string{a: "done"}},
+			},
+		},
 		"VPC CNI's subnet, the tag cannot be read": {
 			world:  func(f *fakeEC2) { f.faults = []fault{{op: "unmanaged", err: denied}} },
 			claims: checked(claimsOf(a)),
@@ -610,31 +731,126 @@ func TestAttempt(t *testing.T) {
 	}
 }
 
-// An IPv6 address that EC2 refuses and nobody is seen to hold is asked about until the search can be trusted, with the pauses of a
-// contested address; then it is refused and named.
-func TestAttemptGivesUpOnABadIPv6Address(t *testing.T) {
-	f := newFake(t)
-	f.eni("ours", "")
-	f.bad[netip.MustParseAddr("2001:db8::13")] = true
-	claims := claimsOf("2001:db8::13")
-	for i := range aloneLimit {
-		got, rest, errs := attemptOn(t, f, claims)
-		want := "again"
-		if i == aloneLimit-1 {
-			want = "rejected"
-		}
-		err := errs["2001:db8::13"]
-		if got["2001:db8::13"] != want || !strings.Contains(err.Error(), "InvalidParameterValue") {
-			t.Fatalf("attempt %d: %s (%v), want %s", i+1, got["2001:db8::13"], err, want)
-		}
-		if want == "again" && ClassOf(err) != Contested {
-			t.Errorf("attempt %d: class %s", i+1, ClassOf(err))
-		}
-		if want == "rejected" && !strings.Contains(err.Error(), "subnet-b") {
-			t.Errorf("%q does not name the subnet", err)
-		}
-		claims = rest
+// An address that EC2 refuses without leave to move it, and nobody is seen to hold, is asked about until the search can be trusted,
+// with the pauses of a contested address; then it is refused and named.
+func TestAttemptGivesUpOnABadAddress(t *testing.T) {
+	for name, claims := range map[string][]Claim{
+		"2001:db8::13": claimsOf("2001:db8::13"),
+		"10.0.17.13":   checked(claimsOf("10.0.17.13")), // in a subnet of the VPC CNI
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.eni("ours", "").unmanaged = true
+			f.bad[netip.MustParseAddr(name)] = true
+			for i := range aloneLimit {
+				got, rest, errs := attemptOn(t, f, claims)
+				want := "again"
+				if i == aloneLimit-1 {
+					want = "rejected"
+				}
+				err := errs[name]
+				if got[name] != want || !strings.Contains(err.Error(), "InvalidParameterValue") {
+					t.Fatalf("attempt %d: %s (%v), want %s", i+1, got[name], err, want)
+				}
+				if want == "again" && ClassOf(err) != Contested {
+					t.Errorf("attempt %d: class %s", i+1, ClassOf(err))
+				}
+				if want == "rejected" && !strings.Contains(err.Error(), "subnet-b") {
+					t.Errorf("%q does not name the subnet", err)
+				}
+				claims = rest
+			}
+		})
 	}
+}
+
+// obedient is an EC2 whose calls fail once their caller has given up, as real ones do.
+type obedient struct{ *fakeEC2 }
+
+func (o obedient) AssignIPv6(ctx context.Context, eni string, as []netip.Addr) error {
+	if ctx.Err() != nil {
+		return newOpError("assign6", eni, as, ctx.Err())
+	}
+	return o.fakeEC2.AssignIPv6(ctx, eni, as)
+}
+
+func (o obedient) UnassignIPv6(ctx context.Context, eni string, as []netip.Addr) error {
+	if ctx.Err() != nil {
+		return newOpError("unassign6", eni, as, ctx.Err())
+	}
+	return o.fakeEC2.UnassignIPv6(ctx, eni, as)
+}
+
+// An agent that is told to stop between taking an IPv6 address off its holder and assigning it still assigns it: else no ENI had it.
+// A call to take it off that is under way is not cut off either, for nobody knew then what it did.
+func TestAttemptEndsAnIPv6MoveItBegan(t *testing.T) {
+	for _, told := range []string{"holders", "unassign6"} {
+		t.Run("told to stop in "+told, func(t *testing.T) {
+			f := newFake(t)
+			f.eni("ours", "")
+			f.eni("theirs", "", "2001:db8::5")
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			f.before = func(call string) {
+				if strings.HasPrefix(call, told) {
+					cancel()
+				}
+			}
+			out := (&Applier{EC2: obedient{f}, Log: slog.New(slog.DiscardHandler)}).Attempt(ctx, "ours", "subnet-b", claimsOf("2001:db8::5"))
+			if holder := f.holder(out[0].Claim.Addr); holder != "ours" || out[0].Verdict != Done {
+				t.Errorf("%s (%v), held by %q", verdictNames[out[0].Verdict], out[0].Err, holder)
+			}
+		})
+	}
+}
+
+// What was taken off another ENI, or may have been, is owed until it is seen somewhere.
+func TestClaimOwed(t *testing.T) {
+	throttled := apiError("RequestLimitExceeded", 503, "Request limit exceeded.")
+	tests := map[string]struct {
+		fault fault
+		after bool // the fault comes only once the address was taken off
+		owed  bool
+	}{
+		"the answer to taking it off is lost": {fault{op: "unassign6", err: noAnswer(), applied: true}, false, true},
+		"taking it off is throttled":          {fault{op: "unassign6", err: throttled}, false, false},
+		"taken off, not assigned":             {fault{op: "assign6", err: throttled}, true, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.eni("ours", "")
+			f.eni("theirs", "", "2001:db8::5")
+			if tt.after {
+				f.before = func(call string) {
+					if strings.HasPrefix(call, "unassign6") {
+						f.faults = []fault{tt.fault}
+					}
+				}
+			} else {
+				f.faults = []fault{tt.fault}
+			}
+			_, rest, _ := attemptOn(t, f, claimsOf("2001:db8::5"))
+			if len(rest) != 1 || rest[0].Owed() != tt.owed {
+				t.Fatalf("claims %+v, want one that is owed: %t", rest, tt.owed)
+			}
+			f.before, f.faults = nil, nil
+			if v, _, _ := attemptOn(t, f, rest); v["2001:db8::5"] != "done" {
+				t.Errorf("then %v", v)
+			}
+		})
+	}
+	t.Run("seen on its former ENI", func(t *testing.T) {
+		f := newFake(t)
+		f.eni("ours", "")
+		f.eni("theirs", "", "2001:db8::5")
+		f.faults = []fault{{op: "unassign6", err: noAnswer()}}
+		_, rest, _ := attemptOn(t, f, claimsOf("2001:db8::5"))
+		f.faults = []fault{{op: "assign6", err: throttled}}
+		if _, rest, _ = attemptOn(t, f, rest); len(rest) != 1 || rest[0].Owed() {
+			t.Errorf("claims %+v, want one that nobody lost", rest)
+		}
+	})
 }
 
 // Where primary ENIs may be used, addresses move between them as between others.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -28,6 +29,8 @@ type wire struct {
 	credentials int
 	// role: credentials are the instance role's.
 	role bool
+	// fetched counts the requests for credentials.
+	fetched int
 }
 
 func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
@@ -36,6 +39,7 @@ func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.URL.Path == "/credentials" || strings.HasPrefix(r.URL.Path, "/latest/meta-data/iam/") {
+		w.fetched++
 		rw.WriteHeader(w.credentials)
 		_, _ = fmt.Fprint(rw, `{"AccessKeyId":"AKIA","SecretAccessKey":"s","Token":"t","Expiration":"2099-01-01T00:00:00Z"}`)
 		return
@@ -75,7 +79,7 @@ func (w *wire) client(t *testing.T, keys bool) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(t.Context(), metadata, &net.Dialer{}, "multus-ip-manager-test")
+	c, err := New(t.Context(), metadata, &net.Dialer{}, slog.New(slog.DiscardHandler), "multus-ip-manager-test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,6 +171,24 @@ func TestClientCredentials(t *testing.T) {
 	})
 }
 
+// Credentials are fetched once, and anew when EC2 calls them too old.
+func TestClientExpiredCredentials(t *testing.T) {
+	w := &wire{status: 400, body: xmlError("RequestExpired"), credentials: http.StatusOK}
+	c := w.client(t, false)
+	for call, want := range []int{1, 2, 3} {
+		if _, err := c.AssignIPv4(t.Context(), "eni-1", addrs("10.0.17.5"), true); classOf(t, err) != Expired || w.fetched != want {
+			t.Errorf("call %d: fetched %d times, want %d: %v", call+1, w.fetched, want, err)
+		}
+	}
+	w.body = xmlError("InvalidParameterValue")
+	for range 2 {
+		_, _ = c.AssignIPv4(t.Context(), "eni-1", addrs("10.0.17.5"), true)
+	}
+	if w.fetched != 4 {
+		t.Errorf("fetched %d times, want 4: a refusal says nothing about credentials", w.fetched)
+	}
+}
+
 func TestClientRequests(t *testing.T) {
 	four, six := addrs("10.0.17.5", "10.0.17.6"), addrs("2001:DB8::5")
 	tests := map[string]struct {
@@ -255,4 +277,60 @@ func TestClientRequests(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// An answer that names an address nobody asked for is no word about the one that was.
+func TestClientAnswerAboutAnotherAddress(t *testing.T) {
+	for body, ok := range map[string]bool{
+		`<R><networkInterfaceId>eni-1</networkInterfaceId></R>`:                                                                          true,
+		`<R><networkInterfaceId>eni-1</networkInterfaceId><assignedIpv6Addresses><item>2001:db8:0::5</item></assignedIpv6Addresses></R>`: true,
+		`<R><networkInterfaceId>eni-1</networkInterfaceId><assignedIpv6Addresses><item>2001:db8::6</item></assignedIpv6Addresses></R>`:   false,
+		`<R><networkInterfaceId>eni-1</networkInterfaceId><assignedIpv6Addresses><item>five</item></assignedIpv6Addresses></R>`:          false,
+	} {
+		w := &wire{status: 200, body: body}
+		err := w.client(t, true).AssignIPv6(t.Context(), "eni-1", addrs("2001:db8::5"))
+		if ok != (err == nil) || err != nil && classOf(t, err) != Unanswered {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
+}
+
+func TestClientIPv6Slots(t *testing.T) {
+	w := &wire{status: 200, body: `<R><networkInterfaceSet><item><networkInterfaceId>eni-1</networkInterfaceId>
+		<ipv6AddressesSet><item><ipv6Address>2001:db8::5</ipv6Address></item><item><ipv6Address>2001:db8::6</ipv6Address></item></ipv6AddressesSet>
+		<ipv6PrefixSet><item><ipv6Prefix>2001:db8:0:0:a::/80</ipv6Prefix></item></ipv6PrefixSet></item></networkInterfaceSet></R>`}
+	if n, err := w.client(t, true).IPv6Slots(t.Context(), "eni-1"); n != 3 || err != nil {
+		t.Errorf("%d slots in use, %v, want 3", n, err)
+	}
+}
+
+// Settings of the environment that contradict themselves are told from metadata that cannot tell the Region yet: only the latter
+// is worth waiting for.
+func TestNewErrors(t *testing.T) {
+	tests := map[string]struct {
+		env           map[string]string
+		configuration bool
+		say           string
+	}{
+		"a profile that is not there": {map[string]string{"AWS_PROFILE": "telco"}, true, "telco"},
+		"no name of a Region":         {map[string]string{"AWS_REGION": "Frankfurt, Germany"}, true, "AWS_REGION"},
+		"no endpoint":                 {map[string]string{"AWS_ENDPOINT_URL_EC2": "ec2.example.com"}, true, "AWS_ENDPOINT_URL_EC2"},
+		"no Region, no metadata":      {map[string]string{"AWS_REGION": ""}, false, "Region"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			(&wire{status: 200}).client(t, true) // sets the environment of the tests
+			for key, value := range tt.env {
+				t.Setenv(key, value)
+			}
+			metadata, err := locate.New(&net.Dialer{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = New(t.Context(), metadata, &net.Dialer{}, slog.New(slog.DiscardHandler), "multus-ip-manager-test")
+			if err == nil || errors.Is(err, ErrConfiguration) != tt.configuration || !strings.Contains(err.Error(), tt.say) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 }

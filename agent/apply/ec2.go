@@ -1,11 +1,15 @@
 package apply
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/smithy-go/logging"
 
 	"multus-ip-manager.io/agent/locate"
 )
@@ -23,8 +28,8 @@ import (
 const (
 	// attemptTimeout bounds one EC2 call, credentials included.
 	attemptTimeout = 3 * time.Second
-	// readBufferSize of an EC2 connection, in bytes.
-	readBufferSize = 32 << 10
+	// maxAnswer bounds an answer of EC2, in bytes.
+	maxAnswer = 16 << 20
 	// noManageTag marks ENIs that the VPC CNI leaves alone, with the value "true".
 	noManageTag = "node.k8s.amazonaws.com/no_manage"
 	// pageSize is how many ENIs one page of a search holds. In large accounts EC2 refuses searches without paging.
@@ -56,19 +61,21 @@ type Client struct {
 // New makes a client from the SDK's default chain (environment, IRSA, EKS Pod Identity, instance role) and the SDK's variables
 // for endpoints. The instance role is read through the same metadata client as the node's identity, so that one session token
 // serves both. Without a Region in the environment, the node's is asked for, which may fail for as long as metadata is away.
-func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, appID string) (*Client, error) {
+//
+// What the environment says is checked here, because the SDK would find it out with each call and waiting does not mend it.
+func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, log *slog.Logger, appID string) (*Client, error) {
 	cfg, err := config.LoadDefaultConfig(ctx,
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 			t.DialContext = dialer.DialContext
 			t.ForceAttemptHTTP2 = false
 			t.TLSHandshakeTimeout = attemptTimeout
-			// A search's answer is longer than the 4 KiB that are read at once by default; when the endpoint closes the connection
-			// behind it, the rest of it can get lost.
-			t.ReadBufferSize = readBufferSize
 		})),
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 		config.WithAppID(appID),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata.Client() }),
+		config.WithLogger(logging.LoggerFunc(func(level logging.Classification, format string, args ...any) {
+			log.Debug("AWS SDK", "level", string(level), "message", fmt.Sprintf(format, args...))
+		})),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
@@ -78,12 +85,38 @@ func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, a
 			return nil, err
 		}
 	}
+	if !locate.IsRegion(cfg.Region) {
+		return nil, fmt.Errorf("%w: %q is no Region (AWS_REGION)", ErrConfiguration, cfg.Region)
+	}
 	creds := &markedCredentials{inner: cfg.Credentials}
 	cfg.Credentials = creds
-	return &Client{ec2: ec2.NewFromConfig(cfg), creds: creds}, nil
+	cfg.HTTPClient = wholeAnswers{cfg.HTTPClient}
+	client := ec2.NewFromConfig(cfg)
+	if at := client.Options().BaseEndpoint; at != nil && !locate.IsEndpoint(*at) {
+		return nil, fmt.Errorf("%w: %q is no endpoint: want http://HOST or https://HOST (AWS_ENDPOINT_URL_EC2)", ErrConfiguration, *at)
+	}
+	return &Client{ec2: client, creds: creds}, nil
 }
 
 var _ ec2rolecreds.GetMetadataAPIClient = (*imds.Client)(nil)
+
+// wholeAnswers reads an answer to its end before the SDK sees it. The SDK closes a body it is still reading when the last bytes come in
+// a segment of their own, and takes that for a lost answer.
+type wholeAnswers struct{ inner aws.HTTPClient }
+
+// Do implements [aws.HTTPClient].
+func (w wholeAnswers) Do(req *http.Request) (*http.Response, error) {
+	resp, err := w.inner.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, fmt.Errorf("read the answer: %w", err)
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
+}
 
 // markedCredentials makes a failure to get credentials recognisable among the failures of a call.
 type markedCredentials struct{ inner aws.CredentialsProvider }
@@ -142,7 +175,15 @@ func (c *Client) AssignIPv6(ctx context.Context, eni string, addrs []netip.Addr)
 		if err != nil {
 			return err
 		}
-		return sameENI(eni, out.NetworkInterfaceId)
+		if err := sameENI(eni, out.NetworkInterfaceId); err != nil {
+			return err
+		}
+		for _, text := range out.AssignedIpv6Addresses {
+			if a, err := netip.ParseAddr(text); err != nil || !slices.Contains(addrs, a) {
+				return fmt.Errorf("%w: it names %q", errOtherAddress, text)
+			}
+		}
+		return nil
 	})
 }
 
@@ -187,20 +228,32 @@ func (c *Client) Holders(ctx context.Context, subnet string, addrs []netip.Addr)
 // Unmanaged tells whether an ENI is tagged to be left alone by the VPC CNI.
 func (c *Client) Unmanaged(ctx context.Context, eni string) (bool, error) {
 	var unmanaged bool
-	err := c.call(ctx, "DescribeNetworkInterfaces", eni, nil, func(ctx context.Context) error {
+	err := c.describe(ctx, eni, func(ni types.NetworkInterface) { unmanaged = tagged(ni) })
+	return unmanaged, err
+}
+
+// IPv6Slots asks EC2 how many of an ENI's IPv6 slots are in use, by addresses and by delegated prefixes.
+func (c *Client) IPv6Slots(ctx context.Context, eni string) (int, error) {
+	var n int
+	err := c.describe(ctx, eni, func(ni types.NetworkInterface) { n = len(ni.Ipv6Addresses) + len(ni.Ipv6Prefixes) })
+	return n, err
+}
+
+// describe reads one ENI.
+func (c *Client) describe(ctx context.Context, eni string, read func(types.NetworkInterface)) error {
+	return c.call(ctx, "DescribeNetworkInterfaces", eni, nil, func(ctx context.Context) error {
 		out, err := c.ec2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{eni}})
 		if err != nil {
 			return err
 		}
 		for _, ni := range out.NetworkInterfaces {
 			if aws.ToString(ni.NetworkInterfaceId) == eni {
-				unmanaged = tagged(ni)
+				read(ni)
 				return nil
 			}
 		}
 		return fmt.Errorf("the answer does not hold %s", eni)
 	})
-	return unmanaged, err
 }
 
 // call makes one attempt.
@@ -220,6 +273,9 @@ func (c *Client) call(ctx context.Context, op, eni string, addrs []netip.Addr, d
 	}
 	return e
 }
+
+// errOtherAddress is an answer about an address nobody asked for.
+var errOtherAddress = errors.New("the answer is about another address")
 
 // errOtherENI is an answer about another ENI than the one asked for: no proof of anything.
 var errOtherENI = errors.New("the answer is about another ENI")

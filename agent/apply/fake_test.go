@@ -110,7 +110,7 @@ func (f *fakeEC2) begin(op, eni string, as []netip.Addr, more string) (applied b
 	call := strings.TrimSpace(fmt.Sprintf("%s %s %s %s", op, eni, strings.ReplaceAll(joinAddrs(as), ", ", ","), more))
 	call = strings.Join(strings.Fields(call), " ")
 	f.journal = append(f.journal, call)
-	if len(as) == 0 && op != "unmanaged" {
+	if len(as) == 0 && op != "unmanaged" && op != "slots" {
 		f.t.Errorf("call without addresses: %s", call)
 	}
 	if f.before != nil {
@@ -246,6 +246,19 @@ func (f *fakeEC2) Holders(_ context.Context, subnet string, as []netip.Addr) (ma
 	}
 	f.staleFor--
 	return held, nil
+}
+
+func (f *fakeEC2) IPv6Slots(_ context.Context, eni string) (int, error) {
+	if _, err := f.begin("slots", eni, nil, ""); err != nil {
+		return 0, err
+	}
+	n := 0
+	for a := range f.enis[eni].held {
+		if a.Is6() {
+			n++
+		}
+	}
+	return n, nil
 }
 
 func (f *fakeEC2) Unmanaged(_ context.Context, eni string) (bool, error) {

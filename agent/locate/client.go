@@ -3,6 +3,7 @@ package locate
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -33,6 +34,9 @@ func New(dialer Dialer) (*Metadata, error) {
 	env, err := config.NewEnvConfig()
 	if err != nil {
 		return nil, err
+	}
+	if at := env.EC2IMDSEndpoint; at != "" && !IsEndpoint(at) {
+		return nil, fmt.Errorf("%q is no endpoint: want http://HOST (AWS_EC2_METADATA_SERVICE_ENDPOINT)", at)
 	}
 	token := &tokenTransport{base: &http.Transport{
 		// Metadata is link-local: a proxy must never see these requests, they carry credentials.
@@ -103,6 +107,9 @@ func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if req.Method == http.MethodPut {
 		switch {
+		case err == nil && resp.StatusCode == http.StatusBadRequest:
+			// The SDK takes this for a fault of its own and gives up, but version 1 may be there.
+			return withoutToken(req), nil
 		case err == nil:
 			t.lost.Store(false)
 		case ctx.Err() != nil && req.Context().Err() == nil:

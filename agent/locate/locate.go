@@ -11,6 +11,8 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,7 +30,7 @@ const parallelReads = 8
 // ErrHopLimit means that the instance's metadata answers only with a session token, and that the answer with the token never
 // arrives: it is sent with the instance's hop limit, which is too small for a pod.
 var ErrHopLimit = errors.New("the metadata service demands a session token (IMDSv2) and its answer with the token does not reach this pod: " +
-	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more, or give the pod credentials that need no metadata")
+	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more")
 
 // ErrIncomplete means that metadata lists a MAC without saying yet which ENI it is: the ENI is being attached, or replaced.
 var ErrIncomplete = errors.New("metadata does not tell yet which ENI has the MAC")
@@ -48,14 +50,26 @@ type Metadata struct {
 
 // Region gives the node's AWS Region.
 func (m *Metadata) Region(ctx context.Context) (string, error) {
-	az, err := m.value(ctx, "placement/region")
+	region, err := m.value(ctx, "placement/region")
 	if err != nil {
 		return "", fmt.Errorf("read the Region: %w", err)
 	}
-	if az == "" {
-		return "", fmt.Errorf("read the Region: %w: placement/region is not there; set AWS_REGION", ErrNoMetadata)
+	if !IsRegion(region) {
+		return "", fmt.Errorf("read the Region: %w: placement/region holds %.40q; set AWS_REGION", ErrNoMetadata, region)
 	}
-	return az, nil
+	return region, nil
+}
+
+// regions are names such as eu-central-1 and us-gov-west-1; the name becomes part of a host's name.
+var regions = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// IsRegion tells whether the text can be the name of an AWS Region.
+func IsRegion(s string) bool { return len(s) <= 63 && regions.MatchString(s) }
+
+// IsEndpoint tells whether the text can be the address of an HTTP service.
+func IsEndpoint(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != ""
 }
 
 // ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in: the VPC CNI draws from that
@@ -71,7 +85,8 @@ func (m *Metadata) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) 
 		return nil, err
 	}
 	primary = strings.ToLower(primary)
-	asked := slices.DeleteFunc(slices.Clone(listed), func(mac string) bool {
+	asked := slices.DeleteFunc(slices.Clone(listed), func(as string) bool {
+		mac := strings.ToLower(as)
 		return mac != primary && !slices.Contains(macs, mac)
 	})
 	asks := func(mac string) bool { return slices.Contains(macs, mac) }
@@ -87,6 +102,7 @@ func (m *Metadata) All(ctx context.Context) ([]plan.ENI, error) {
 	return m.describe(ctx, listed, func(string) bool { return true }, func(string) bool { return false })
 }
 
+// macs lists the MACs as metadata writes them, which is how it must be asked about them.
 func (m *Metadata) macs(ctx context.Context) ([]string, error) {
 	lines, err := m.lines(ctx, "network/interfaces/macs/")
 	if err != nil {
@@ -96,7 +112,7 @@ func (m *Metadata) macs(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("list the node's ENIs: %w: the list of MACs is empty", ErrNoMetadata)
 	}
 	for i, l := range lines {
-		lines[i] = strings.ToLower(strings.TrimSuffix(l, "/"))
+		lines[i] = strings.TrimSuffix(l, "/")
 	}
 	return lines, nil
 }
@@ -105,11 +121,11 @@ func (m *Metadata) macs(ctx context.Context) ([]string, error) {
 func (m *Metadata) describe(ctx context.Context, macs []string, whole, needed func(mac string) bool) ([]plan.ENI, error) {
 	enis := make([]plan.ENI, len(macs))
 	var reads []func(context.Context) error
-	for i, mac := range macs {
-		enis[i].MAC = mac
-		reads = append(reads, m.identity(&enis[i])...)
-		if whole(mac) {
-			reads = append(reads, m.blocks(&enis[i])...)
+	for i, as := range macs {
+		enis[i].MAC = strings.ToLower(as)
+		reads = append(reads, m.identity(&enis[i], as)...)
+		if whole(enis[i].MAC) {
+			reads = append(reads, m.blocks(&enis[i], as)...)
 		}
 	}
 	if err := parallel(ctx, reads...); err != nil {
@@ -129,10 +145,10 @@ func (m *Metadata) describe(ctx context.Context, macs []string, whole, needed fu
 }
 
 // identity are the requests that tell who an ENI is. Each writes a field of its own, so they may run side by side.
-func (m *Metadata) identity(e *plan.ENI) []func(context.Context) error {
+func (m *Metadata) identity(e *plan.ENI, as string) []func(context.Context) error {
 	text := func(key string, into *string) func(context.Context) error {
 		return func(ctx context.Context) (err error) {
-			*into, err = m.value(ctx, keyOf(e.MAC, key))
+			*into, err = m.value(ctx, keyOf(as, key))
 			return err
 		}
 	}
@@ -140,7 +156,7 @@ func (m *Metadata) identity(e *plan.ENI) []func(context.Context) error {
 		text("interface-id", &e.ID),
 		text("subnet-id", &e.SubnetID),
 		func(ctx context.Context) error {
-			s, err := m.value(ctx, keyOf(e.MAC, "device-number"))
+			s, err := m.value(ctx, keyOf(as, "device-number"))
 			if err != nil {
 				return err
 			}
@@ -153,11 +169,11 @@ func (m *Metadata) identity(e *plan.ENI) []func(context.Context) error {
 }
 
 // blocks are the requests that tell which addresses an ENI can have, and has by delegation.
-func (m *Metadata) blocks(e *plan.ENI) []func(context.Context) error {
+func (m *Metadata) blocks(e *plan.ENI, as string) []func(context.Context) error {
 	var mu sync.Mutex
 	into := func(key string, all *[]netip.Prefix) func(context.Context) error {
 		return func(ctx context.Context) error {
-			ps, err := m.prefixes(ctx, keyOf(e.MAC, key))
+			ps, err := m.prefixes(ctx, keyOf(as, key))
 			if err != nil {
 				return err
 			}

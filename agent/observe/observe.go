@@ -22,6 +22,9 @@ import (
 // it; what it gave so far may then be incomplete.
 const dumpTries = 30
 
+// ethernetLen is the length of a MAC, in bytes.
+const ethernetLen = 6
+
 // dumpPause lets a burst of changes pass before the dump is read again.
 const dumpPause = time.Millisecond
 
@@ -66,8 +69,8 @@ func look() (s plan.Snapshot, consistent bool, err error) {
 			Kind:     l.Type(),
 			Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0,
 		}
-		if link.Loopback {
-			link.MAC = ""
+		if link.Loopback || len(a.HardwareAddr) != ethernetLen {
+			link.MAC = "" // a tunnel's "hardware address" is its endpoint's
 		}
 		byIndex[link.Index] = link
 		s.Links = append(s.Links, link)

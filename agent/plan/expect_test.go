@@ -37,6 +37,14 @@ func TestMissing(t *testing.T) {
 				link(8, "ip6_vti0"), link(9, "sit0"), link(10, "ip6tnl0"), link(11, "ip6gre0")),
 			expect: Expectation{Unnamed: 1}, want: Shortfall{Unnamed: 1},
 		},
+		"the VPC CNI's second interface is not Multus's": {
+			links:  append(base, Link{Index: 3, Name: "v4if0", Kind: "veth"}, Link{Index: 4, Name: "mNicIf1", Kind: "veth"}),
+			expect: Expectation{Unnamed: 1}, want: Shortfall{Unnamed: 1},
+		},
+		"a VRF device, which a CNI plugin makes beside the interface": {
+			links:  append(base, Link{Index: 3, Name: "vrf-n6", Kind: "vrf"}),
+			expect: Expectation{Unnamed: 1}, want: Shortfall{Unnamed: 1},
+		},
 		"a tunnel asked for by name is there": {links: append(base, link(3, "tunl0")), expect: Expectation{Names: []string{"tunl0"}}},
 	}
 	for name, tt := range tests {

@@ -47,6 +47,8 @@ func unwanted(a Address, r Rules) (Reason, bool) {
 	switch {
 	case a.Link.Loopback, a.LinkScope, !a.Addr.IsGlobalUnicast():
 		return ReasonNotGlobal, true
+	case a.Link.byVPCCNI():
+		return ReasonPodInterface, true
 	case len(r.Interfaces) > 0 && !slices.Contains(r.Interfaces, a.Link.Name):
 		return ReasonNotManaged, true
 	case containsAddr(r.Ignore, a.Addr):
@@ -75,7 +77,7 @@ func Make(s Snapshot, enis []ENI, r Rules) Plan {
 			p.Assign = append(p.Assign, d)
 		case ReasonInPrefix:
 			p.Routed = append(p.Routed, d)
-		case ReasonOutsideSubnet, ReasonForeignMAC, ReasonAmbiguousSubnet, ReasonPrimaryENI:
+		case ReasonOutsideSubnet, ReasonReserved, ReasonForeignMAC, ReasonAmbiguousSubnet, ReasonPrimaryENI:
 			p.Refused = append(p.Refused, d)
 		default:
 			p.Skipped = append(p.Skipped, d)
@@ -136,6 +138,8 @@ func onENI(addr netip.Addr, e ENI, own bool, r Rules) Reason {
 		return ReasonInPrefix
 	case e.knowsFamily(addr) && !e.Contains(addr):
 		return ReasonOutsideSubnet
+	case e.reserved(addr):
+		return ReasonReserved
 	}
 	return ReasonWanted
 }

@@ -268,6 +268,29 @@ func TestMake(t *testing.T) {
 				{"2001:db8:0:c:aa::5", "net2", "eni-c", ReasonInPrefix, false},
 			},
 		},
+		"what AWS keeps of each subnet: the first four and the last": {
+			addrs: on(net2, "10.0.3.0/24", "10.0.3.3/24", "10.0.3.4/24", "10.0.3.254/24", "10.0.3.255/24", "2001:db8:0:c::3/64", "2001:db8:0:c:ffff:ffff:ffff:ffff/64"),
+			want: []verdict{
+				{"10.0.3.4", "net2", "eni-c", ReasonWanted, false},
+				{"10.0.3.254", "net2", "eni-c", ReasonWanted, false},
+				{"10.0.3.0", "net2", "eni-c", ReasonReserved, false},
+				{"10.0.3.3", "net2", "eni-c", ReasonReserved, false},
+				{"10.0.3.255", "net2", "eni-c", ReasonReserved, false},
+				{"2001:db8:0:c::3", "net2", "eni-c", ReasonReserved, false},
+				{"2001:db8:0:c:ffff:ffff:ffff:ffff", "net2", "eni-c", ReasonReserved, false},
+			},
+		},
+		"interfaces of the VPC CNI beside eth0": {
+			addrs: slices.Concat(
+				on(Link{Index: 20, Name: "v4if0", Kind: "veth", MAC: "ee:00:00:00:00:20"}, "10.0.3.5/24"),
+				on(Link{Index: 21, Name: "mNicIf1", Kind: "veth", MAC: "ee:00:00:00:00:21"}, "10.0.3.6/24"),
+				on(Link{Index: 22, Name: "v6if0", Kind: "ipvlan", MAC: eniC.MAC}, "10.0.3.7/24")),
+			want: []verdict{
+				{"10.0.3.7", "v6if0", "eni-c", ReasonWanted, false},
+				{"10.0.3.5", "v4if0", "", ReasonPodInterface, false},
+				{"10.0.3.6", "mNicIf1", "", ReasonPodInterface, false},
+			},
+		},
 		"interfaces setting": {
 			addrs: append(on(net1, "10.0.17.6/24"), on(net2, "10.0.3.5/24")...),
 			rules: Rules{Interfaces: []string{"net2", "net9"}},
@@ -494,6 +517,19 @@ func TestSort(t *testing.T) {
 	}
 }
 
+// The pod's own interface is taken for the VPC CNI's only while it is a veth: an own interface of another kind may be an ENI's, and
+// its addresses are waited for.
+func TestSortOwnInterface(t *testing.T) {
+	for kind, own := range map[string]bool{"veth": true, "ipvlan": false, "device": false, "macvlan": false} {
+		l := eth0
+		l.Kind = kind
+		c := Sort(Snapshot{Links: []Link{l}, Addresses: on(l, podIP.String()+"/32")}, Rules{PodIPs: podIPs})
+		if got := len(c.Own) == 1 && len(c.Wanted) == 0; got != own || len(c.All()) != 1 {
+			t.Errorf("%s: own %v, wanted %v", kind, c.Own, c.Wanted)
+		}
+	}
+}
+
 // The same input gives the same plan, however the kernel and metadata order their lists.
 func TestMakeIsDeterministic(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a seeded test
@@ -570,6 +606,7 @@ func TestExplain(t *testing.T) {
 		ReasonWanted:          {"192.168.7.5", "net1", "eni-b1"},
 		ReasonInPrefix:        {"192.168.7.5", "net1", "eni-b1"},
 		ReasonOutsideSubnet:   {"192.168.7.5", "net1", "eni-b1", "subnet-b", "10.0.16.0/20", "2001:db8:0:b::/64", "NetworkAttachmentDefinition", "ignore"},
+		ReasonReserved:        {"192.168.7.5", "net1", "subnet-b", "10.0.16.0/20", "NetworkAttachmentDefinition"},
 		ReasonForeignMAC:      {"192.168.7.5", "net1", net1.MAC, "macvlan", "subnet-b", "ipvlan"},
 		ReasonAmbiguousSubnet: {"192.168.7.5", "net1", "ipvlan"},
 		ReasonPrimaryENI:      {"192.168.7.5", "net1", "eni-b1", "device index 0", "VPC CNI"},
@@ -599,18 +636,72 @@ func TestExplain(t *testing.T) {
 func TestForeign(t *testing.T) {
 	tests := map[string]struct {
 		wanted []Address
-		want   bool
+		want   []string
 	}{
-		"none wanted":  {nil, false},
-		"all known":    {append(on(net1, "10.0.17.5/24"), on(net2, "10.0.3.5/24")...), false},
-		"one unknown":  {append(on(net1, "10.0.17.5/24"), on(mac1, "10.0.17.6/24")...), true},
-		"no MAC":       {on(tun, "10.0.17.5/24"), true},
-		"not on node":  {on(onB2, "10.0.17.5/24"), true},
-		"primary's is": {on(onP, "10.0.17.5/24"), false},
+		"none wanted":  {nil, nil},
+		"all known":    {append(on(net1, "10.0.17.5/24"), on(net2, "10.0.3.5/24")...), nil},
+		"one unknown":  {append(on(net1, "10.0.17.5/24"), on(mac1, "10.0.17.6/24")...), []string{"10.0.17.6 on mac1"}},
+		"all of them":  {append(on(mac1, "10.0.17.6/24"), on(onB2, "10.0.17.7/24")...), []string{"10.0.17.6 on mac1", "10.0.17.7 on net7"}},
+		"no MAC":       {on(tun, "10.0.17.5/24"), []string{"10.0.17.5 on wg0"}},
+		"not on node":  {on(onB2, "10.0.17.5/24"), []string{"10.0.17.5 on net7"}},
+		"primary's is": {on(onP, "10.0.17.5/24"), nil},
+	}
+	// An ENI that metadata gives without a MAC is no home for interfaces that have none.
+	enis := []ENI{primaryENI, eniB1, eniC, {ID: "eni-x"}}
+	for name, tt := range tests {
+		if diff := cmp.Diff(tt.want, names(Foreign(tt.wanted, enis))); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func names(addrs []Address) []string {
+	var texts []string
+	for _, a := range addrs {
+		texts = append(texts, a.String())
+	}
+	return texts
+}
+
+// Only interfaces that are made on another one, or were moved in whole, surely have an ENI's MAC.
+func TestSharesMAC(t *testing.T) {
+	for kind, want := range map[string]bool{"ipvlan": true, "device": true, "macvlan": false, "veth": false, "vlan": false, "dummy": false, "": false} {
+		if got := (Link{Kind: kind}).SharesMAC(); got != want {
+			t.Errorf("%q: %t, want %t", kind, got, want)
+		}
+	}
+}
+
+// Where the VPC CNI may draw from the subnet the holder is checked, and the ENI itself too, unless it is a primary ENI, which is
+// never tagged and used only where that is allowed.
+func TestMakeChecks(t *testing.T) {
+	inA := ENI{ID: "eni-a2", MAC: "02:00:00:00:00:a2", DeviceIndex: 1, SubnetID: "subnet-a", Subnets: primaryENI.Subnets}
+	onA := Link{Index: 10, Name: "net10", MAC: inA.MAC, Kind: "ipvlan"}
+	type checks struct{ Holder, ENI bool }
+	tests := map[string]struct {
+		addr Address
+		enis []ENI
+		want checks
+	}{
+		"another subnet":        {on(net1, "10.0.17.5/24")[0], []ENI{primaryENI, eniB1}, checks{false, false}},
+		"the primary's subnet":  {on(onA, "10.0.0.5/24")[0], []ENI{primaryENI, inA}, checks{true, true}},
+		"a primary ENI allowed": {on(onP, "10.0.0.5/24")[0], []ENI{primaryENI}, checks{true, false}},
+		"unknown primary ENI":   {on(net1, "10.0.17.5/24")[0], []ENI{eniB1}, checks{true, true}},
 	}
 	for name, tt := range tests {
-		if got := len(Foreign(tt.wanted, []ENI{primaryENI, eniB1, eniC})) > 0; got != tt.want {
-			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		p := Make(snapshot([]Address{tt.addr}), tt.enis, Rules{PodIPs: podIPs, AllowPrimaryENI: true})
+		if len(p.Assign) != 1 {
+			t.Errorf("%s: %v", name, all(p))
+			continue
+		}
+		if got := (checks{p.Assign[0].CheckHolder, p.Assign[0].CheckENI}); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
+		}
+	}
+	twins := append(on(onA, "10.0.0.5/24"), on(onP, "10.0.0.5/24")...)
+	for _, d := range Make(snapshot(twins), []ENI{primaryENI, inA}, Rules{PodIPs: podIPs, AllowPrimaryENI: true}).Skipped {
+		if d.CheckHolder || d.CheckENI {
+			t.Errorf("%s is left alone (%s) and would be checked", d.Address, d.Reason)
 		}
 	}
 }

@@ -25,6 +25,24 @@ type Link struct {
 	Loopback bool
 }
 
+// String gives the name with kind and MAC, as explanations name a link.
+func (l Link) String() string {
+	if l.MAC == "" {
+		return fmt.Sprintf("%s (%s, without a MAC)", l.Name, l.Kind)
+	}
+	return fmt.Sprintf("%s (%s, %s)", l.Name, l.Kind, l.MAC)
+}
+
+// vpcCNILinks are interfaces that the VPC CNI adds to pods beside eth0: the way out to the other address family in IPv4 and IPv6
+// clusters. Multus did not make them.
+var vpcCNILinks = map[string]bool{"v4if0": true, "v6if0": true}
+
+// byVPCCNI tells whether the VPC CNI made the interface beside the pod's own: one of vpcCNILinks, or one of a pod with an interface on
+// each network card (mNicIf1 and so on).
+func (l Link) byVPCCNI() bool {
+	return l.Kind == "veth" && (vpcCNILinks[l.Name] || strings.HasPrefix(l.Name, "mNicIf"))
+}
+
 // Address is one address on one interface.
 type Address struct {
 	Addr netip.Addr
@@ -75,6 +93,25 @@ type ENI struct {
 // Contains tells whether addr lies in one of the ENI's subnet CIDRs.
 func (e ENI) Contains(addr netip.Addr) bool { return containsAddr(e.Subnets, addr) }
 
+// reserved tells whether the address is one of those AWS keeps for itself: the first four and the last one of each CIDR block, in
+// IPv4 and IPv6.
+func (e ENI) reserved(addr netip.Addr) bool {
+	for _, p := range e.Subnets {
+		if !p.Contains(addr) {
+			continue
+		}
+		first := p.Masked().Addr()
+		for range 4 {
+			if addr == first {
+				return true
+			}
+			first = first.Next()
+		}
+		return !p.Contains(addr.Next())
+	}
+	return false
+}
+
 // knowsFamily tells whether a CIDR block of the address's family is known.
 func (e ENI) knowsFamily(addr netip.Addr) bool {
 	return slices.ContainsFunc(e.Subnets, func(p netip.Prefix) bool { return p.Addr().Is4() == addr.Is4() })
@@ -111,6 +148,8 @@ const (
 	ReasonInPrefix Reason = "in-delegated-prefix"
 	// ReasonOutsideSubnet: the interface is an ENI's, the address is not in the ENI's subnet; EC2 would refuse it.
 	ReasonOutsideSubnet Reason = "outside-subnet"
+	// ReasonReserved: the address is one of the five of each subnet that AWS keeps for itself; EC2 would refuse it.
+	ReasonReserved Reason = "reserved"
 	// ReasonForeignMAC: the interface has a MAC that no ENI of the node has, the address is in a subnet of the node. That is
 	// macvlan in bridge mode or the like: the VPC drops its packets whatever is assigned.
 	ReasonForeignMAC Reason = "foreign-mac"
@@ -159,10 +198,13 @@ func (d Decision) Explain() string {
 		return fmt.Sprintf("%s is outside the subnet of %s (%s has %s): EC2 assigns only addresses of the ENI's own subnet; "+
 			"correct the range of the NetworkAttachmentDefinition (is the pod in the wrong availability zone?) or list the address in the ignore annotation",
 			d.Address, d.ENI, d.ENI.SubnetID, joinPrefixes(d.ENI.Subnets))
+	case ReasonReserved:
+		return fmt.Sprintf("%s is reserved by AWS, which keeps the first four addresses and the last one of each subnet (%s has %s): "+
+			"exclude it from the range of the NetworkAttachmentDefinition", d.Address, d.ENI.SubnetID, joinPrefixes(d.ENI.Subnets))
 	case ReasonForeignMAC:
-		return fmt.Sprintf("%s has MAC %s, which is no ENI's of this node (macvlan or bridge?), though its address belongs to %s: "+
+		return fmt.Sprintf("%s belongs to %s, but the MAC of %s is no ENI's of this node (macvlan or bridge?): "+
 			"the VPC drops frames of MACs it does not know; use ipvlan, or host-device, on the ENI",
-			d.Address, d.Address.Link.MAC, d.ENI.SubnetID)
+			d.Address, d.ENI.SubnetID, d.Address.Link)
 	case ReasonAmbiguousSubnet:
 		return fmt.Sprintf("%s fits more than one ENI of this node by its subnet: use an interface type that shares the ENI's MAC (ipvlan)", d.Address)
 	case ReasonPrimaryENI:

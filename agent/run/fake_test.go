@@ -169,6 +169,11 @@ func (f *fakeEC2) Unmanaged(_ context.Context, eni string) (bool, error) {
 	return true, nil
 }
 
+func (f *fakeEC2) IPv6Slots(_ context.Context, eni string) (int, error) {
+	f.note("slots", eni, nil)
+	return 0, nil
+}
+
 // answer makes EC2's refusal of a class.
 func answer(class apply.Class, eni string, addrs []netip.Addr) error {
 	return &apply.OpError{Op: "Assign", ENI: eni, Addrs: addrs, Code: "Code" + class.String(), RequestID: fmt.Sprint(time.Now().UnixNano()),

@@ -56,8 +56,8 @@ const (
 	// single lost packet looks the same.
 	hopLimitTries = 3
 	// unknownMACLooks is how often metadata is read again for a MAC it does not know: it lags behind the attachment of an ENI.
-	unknownMACLooks = 2
-	// sharedMACLooks is the same for an interface that surely has the MAC of one of the node's: about ten seconds.
+	unknownMACLooks = 10
+	// sharedMACLooks is the same for an interface that surely has the MAC of one of the node's: about ten seconds, not five.
 	sharedMACLooks = 20
 	// unknownMACPause lies between those looks.
 	unknownMACPause = 500 * time.Millisecond
@@ -173,7 +173,7 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 			enis, err = a.Locate.All(ctx)
 			if foreign := plan.Foreign(c.Wanted, enis); err == nil && looks < patience(foreign) {
 				looks++
-				last = fmt.Errorf("no ENI of this node has the MAC %s of %s yet", foreign[0].Link.MAC, foreign[0].Link.Name)
+				last = fmt.Errorf("no ENI of this node has the MAC of %s yet", foreign[0].Link)
 				log.tell("waiting for instance metadata", last)
 				if stop := sleep(ctx, unknownMACPause); stop != nil {
 					return nil, a.stopped(stop, report.NoMetadata, last)
@@ -210,8 +210,8 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 // patience is how often metadata is read again for these addresses on interfaces with unknown MACs.
 func patience(foreign []plan.Address) int {
 	switch {
-	case len(foreign) == 0:
-		return 0
+	case !slices.ContainsFunc(foreign, func(a plan.Address) bool { return a.Link.MAC != "" }):
+		return 0 // none, or links such as tunnels, which have no MAC that metadata could learn
 	case slices.ContainsFunc(foreign, func(a plan.Address) bool { return a.Link.SharesMAC() }):
 		return sharedMACLooks
 	default:

@@ -562,8 +562,8 @@ func TestInitUnknownMAC(t *testing.T) {
 	}{
 		"known at once among all":                {"ipvlan", "10.0.1.5", 1, 1, 0, report.Done, 1},
 		"known at the third look":                {"macvlan", "10.0.1.5", 3, 3, time.Second, report.Done, 1},
-		"never, in an attached subnet":           {"macvlan", "10.0.2.9", 0, 3, time.Second, report.AddressRefused, 0},
-		"never, outside":                         {"macvlan", "172.16.0.1", 0, 3, time.Second, report.Done, 0},
+		"never, in an attached subnet":           {"macvlan", "10.0.2.9", 0, 11, 5 * time.Second, report.AddressRefused, 0},
+		"never, outside":                         {"macvlan", "172.16.0.1", 0, 11, 5 * time.Second, report.Done, 0},
 		"ipvlan has its master's MAC: late":      {"ipvlan", "10.0.1.5", 15, 15, 7 * time.Second, report.Done, 1},
 		"ipvlan on what is no ENI":               {"ipvlan", "172.16.0.1", 0, 21, 10 * time.Second, report.Done, 0},
 		"a device that was moved in, never seen": {"device", "10.0.2.9", 0, 21, 10 * time.Second, report.AddressRefused, 0},
@@ -589,6 +589,72 @@ func TestInitUnknownMAC(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestPatience(t *testing.T) {
+	of := func(kinds ...string) []plan.Address {
+		var as []plan.Address
+		for _, k := range kinds {
+			as = append(as, plan.Address{Link: plan.Link{Kind: k, MAC: "02:00:00:00:00:99"}})
+		}
+		return as
+	}
+	tests := map[string]struct {
+		foreign []plan.Address
+		want    int
+	}{
+		"none":                   {nil, 0},
+		"a network of its own":   {of("macvlan", "veth", ""), 10},
+		"ipvlan":                 {of("ipvlan"), 20},
+		"a device":               {of("device"), 20},
+		"the most patient rules": {of("macvlan", "ipvlan"), 20},
+	}
+	if got := patience([]plan.Address{{Link: plan.Link{Kind: "ipip"}}}); got != 0 {
+		t.Errorf("a tunnel, which has no MAC: %d looks, want none", got)
+	}
+	for name, tt := range tests {
+		if got := patience(tt.foreign); got != tt.want {
+			t.Errorf("%s: %d looks, want %d", name, got, tt.want)
+		}
+	}
+}
+
+// An ENI that metadata knows half of is being attached: waited for, as long as it takes.
+func TestInitIncompleteMetadata(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pod(onePod))
+		r.loc.enis = func(int) ([]plan.ENI, error) {
+			if time.Since(r.ec2.start) < time.Minute {
+				return nil, fmt.Errorf("%w: %s", locate.ErrIncomplete, net1.MAC)
+			}
+			return []plan.ENI{eni0, eni1}, nil
+		}
+		o := r.init(t.Context())
+		o.check(t, report.Done)
+		if o.took < time.Minute || o.took > 62*time.Second || len(r.ec2.calls) != 1 {
+			t.Errorf("took %s, calls %v", o.took, r.ec2.calls)
+		}
+	})
+}
+
+// A pod whose own interface is no veth may be on an ENI (Multus can replace the cluster network), so metadata is waited for.
+func TestInitOwnInterfaceOfAnENIWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		own := plan.Link{Index: 2, Name: "eth0", MAC: eni1.MAC, Kind: "ipvlan"}
+		s := plan.Snapshot{Links: []plan.Link{lo, own}, Addresses: []plan.Address{{Addr: netip.MustParseAddr("10.0.1.5"), Bits: 24, Link: own}}}
+		r := newRig(t, s)
+		r.Settings.Pod.IPs = []netip.Addr{netip.MustParseAddr("10.0.1.5")}
+		r.loc.enis = func(int) ([]plan.ENI, error) {
+			if time.Since(r.ec2.start) < time.Minute {
+				return nil, fmt.Errorf("%w: %w", locate.ErrNoMetadata, errAway)
+			}
+			return []plan.ENI{eni0, eni1}, nil
+		}
+		r.init(t.Context()).check(t, report.Done)
+		if diff := cmp.Diff([]string{"assign4 eni-1 10.0.1.5"}, r.ec2.whats()); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // An ENI that was replaced comes back under another id with the same MAC.
@@ -680,6 +746,21 @@ func TestInitConnectWaits(t *testing.T) {
 	})
 }
 
+// What is wrong with the environment's AWS configuration does not pass.
+func TestInitConfigurationIsUsage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, pod(onePod))
+		r.Connect = func(context.Context) (apply.EC2, error) {
+			return nil, fmt.Errorf("%w: no profile telco", apply.ErrConfiguration)
+		}
+		o := r.init(t.Context())
+		o.check(t, report.Usage, "profile telco")
+		if o.took != 0 {
+			t.Errorf("took %s", o.took)
+		}
+	})
+}
+
 func TestInitConnectDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, pod(onePod))
@@ -723,6 +804,52 @@ func TestInitWaitsOutANewerClaim(t *testing.T) {
 	})
 }
 
+// An agent that is told to stop does not leave an IPv6 address between two ENIs: it goes on for what it took off another one, for a
+// while that the kubelet grants.
+func TestInitEndsAMoveItBegan(t *testing.T) {
+	v := netip.MustParseAddr("2001:db8:0:1::5")
+	const stop = 3 * time.Second
+	tests := map[string]struct {
+		heals time.Duration // when EC2 takes the address
+		code  report.Code
+		least time.Duration
+		most  time.Duration
+	}{
+		"EC2 is back in time": {8 * time.Second, report.Done, 8 * time.Second, 11 * time.Second},
+		"it is not":           {time.Hour, report.GaveUp, stop + 15*time.Second, stop + 18*time.Second},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, pod(map[plan.Link][]string{net1: {v.String()}, net2: {"10.0.2.5"}}))
+				taken := false
+				r.ec2.assign = func(_ context.Context, eni string, as []netip.Addr) error {
+					switch {
+					case as[0] != v:
+						return nil
+					case !taken:
+						taken = true // the call after this one's refusal takes it off
+						return answer(apply.Refused, eni, as)
+					case time.Since(r.ec2.start) < tt.heals:
+						return answer(apply.Throttled, eni, as)
+					}
+					return nil
+				}
+				r.ec2.holders = func([]netip.Addr) map[netip.Addr]apply.Holder {
+					return map[netip.Addr]apply.Holder{v: {ENI: "eni-other", DeviceIndex: 1}}
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(stop, cancel)
+				o := r.init(ctx)
+				o.check(t, tt.code)
+				if o.took < tt.least || o.took > tt.most {
+					t.Errorf("took %s, want %s to %s", o.took, tt.least, tt.most)
+				}
+			})
+		})
+	}
+}
+
 // A long outage is told when it begins and every half minute, though each answer has another request id.
 func TestInitTellsALongFaultNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -743,6 +870,19 @@ func TestInitChecksHolders(t *testing.T) {
 		r.Settings.VPCCNISubnets = []string{"subnet-b"}
 		r.init(t.Context()).check(t, report.Done)
 		if diff := cmp.Diff([]string{"assign4 eni-1 10.0.1.5", "holders subnet-b 10.0.1.5", "unmanaged eni-1"}, r.ec2.whats()); diff != "" {
+			t.Errorf("calls (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Where a primary ENI is allowed, its addresses' holders are checked, but not the tag it never has.
+func TestInitPrimaryENI(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		onPrimary := plan.Link{Index: 5, Name: "net5", MAC: eni0.MAC, Kind: "ipvlan"}
+		r := newRig(t, pod(map[plan.Link][]string{onPrimary: {"10.0.0.5"}}))
+		r.Settings.AllowPrimaryENI = true
+		r.init(t.Context()).check(t, report.Done)
+		if diff := cmp.Diff([]string{"assign4 eni-0 10.0.0.5", "holders subnet-a 10.0.0.5"}, r.ec2.whats()); diff != "" {
 			t.Errorf("calls (-want +got):\n%s", diff)
 		}
 	})

@@ -2,12 +2,17 @@ package run
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"multus-ip-manager.io/agent/apply"
 	"multus-ip-manager.io/agent/plan"
 	"multus-ip-manager.io/agent/report"
 )
+
+// moveGrace is how long an agent that is told to stop, or has failed otherwise, goes on for an address between two ENIs. It is well
+// within the time that the kubelet gives a pod to end (30 s).
+const moveGrace = 15 * time.Second
 
 // worker puts addresses on one ENI. One call at a time is under way for it.
 type worker struct {
@@ -30,6 +35,7 @@ func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure
 	var failures []failure
 	var b backoff
 	var before error
+	var grace bool
 	for {
 		started := time.Now()
 		outcomes := applier.Attempt(ctx, eni.ID, eni.SubnetID, claims)
@@ -59,13 +65,30 @@ func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure
 		}
 		last = telling(ctx, before, last)
 		before = last
-		if blocked := w.Routes.Blocked(); blocked != nil {
+		if blocked := w.Routes.Blocked(); blocked != nil && !grace {
 			w.permanent()
 			return append(failures, failure{report.NoRoute, blocked})
 		}
 		log.tell("waiting to try again", last, "addresses", claimed(claims))
-		if err := sleep(waiting, b.pause(apply.ClassOf(last))); err != nil {
-			return append(failures, failure{codeAtDeadline(last), last})
+		pace := apply.ClassOf(last)
+		if grace {
+			pace = apply.Unanswered
+		}
+		if err := sleep(waiting, b.pause(pace)); err != nil {
+			owed := slices.DeleteFunc(slices.Clone(claims), func(c apply.Claim) bool { return !c.Owed() })
+			if len(owed) == 0 || grace {
+				return append(failures, failure{codeAtDeadline(last), last})
+			}
+			if len(owed) < len(claims) {
+				failures = append(failures, failure{codeAtDeadline(last), last})
+			}
+			// These were taken off other ENIs and are on none: that must be put right whatever else has failed.
+			w.Log.Warn("going on for addresses that were taken off another ENI", "eni", eni.ID, "addresses", claimed(owed), "for", moveGrace.String())
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), moveGrace)
+			defer cancel()
+			claims, waiting, grace, b, before = owed, ctx, true, backoff{}, nil
+			continue
 		}
 		if apply.ClassOf(last) == apply.Gone {
 			eni = w.relocate(ctx, eni)

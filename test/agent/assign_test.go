@@ -205,7 +205,7 @@ func TestWhatIsRefused(t *testing.T) {
 		},
 		"an address AWS keeps for itself": {
 			networks: []world.Network{network(1, "10.0.4.2/22", "10.0.4.80/22")},
-			code:     report.AddressRefused, words: []string{"10.0.4.2", "EC2 refuses"},
+			code:     report.AddressRefused, words: []string{"10.0.4.2", "reserved by AWS"},
 			good: []string{"10.0.4.80"},
 		},
 		"an ENI of the VPC CNI": {

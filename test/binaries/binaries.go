@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -37,7 +38,7 @@ func build(ctx context.Context, dir string, names []string) error {
 			"-o", filepath.Join(dir, path.Base(name)), module+"/"+name)
 		// What an interrupted build leaves lies in dir, too. An interrupted go command waits for its compilers, a killed one
 		// does not.
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false", "GOTMPDIR="+dir)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false"+overlay(), "GOTMPDIR="+dir)
 		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 		cmd.WaitDelay = 10 * time.Second
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -45,4 +46,15 @@ func build(ctx context.Context, dir string, names []string) error {
 		}
 	}
 	return nil
+}
+
+// overlay passes on the one flag of the go command that this process was run with and that the programs must have, too: the fault
+// that test/mutate tries is in it.
+func overlay() string {
+	for flag := range strings.FieldsSeq(os.Getenv("GOFLAGS")) {
+		if strings.HasPrefix(flag, "-overlay=") {
+			return " " + flag
+		}
+	}
+	return ""
 }

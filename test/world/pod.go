@@ -355,6 +355,13 @@ func (p *Pod) Remove() error {
 	if p.host != "" {
 		errs = append(errs, unlessGone(p.node.ns.DelLink(p.host)))
 	}
+	if p.ns != nil {
+		// The kernel tidies a namespace up some time after it is closed; an ipvlan child would keep its addresses until then, and a
+		// pod that comes after this one could not have them.
+		for _, n := range p.spec.Networks {
+			errs = append(errs, unlessGone(p.ns.DelLink(n.Interface)))
+		}
+	}
 	return errors.Join(append(errs, p.close())...)
 }
 
