@@ -21,7 +21,8 @@ ARCHES ?= arm64
 
 # Images are $(IMAGE_PREFIX)multus-ip-agent:$(TAG) and …webhook; a prefix ends in its own slash: registry.example/team/
 IMAGE_PREFIX ?=
-TAG ?= $(VERSION)
+# TAG is what the chart asks for unless told otherwise.
+TAG ?= $(shell sed -n 's/^appVersion: *//p' manifests/chart/Chart.yaml)
 PLATFORM ?= linux/$(shell $(GO) env GOARCH)
 # ENGINE is the first of the three that answers. A docker client without a daemon does not.
 ENGINE ?= $(shell for e in docker podman buildah; do $$e info >/dev/null 2>&1 && echo $$e && break; done)

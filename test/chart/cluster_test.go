@@ -486,7 +486,7 @@ func TestNotesTellTheNextCommand(t *testing.T) {
 		}},
 		"secret":         {values(t, "secret"), []string{"my-certificate", "caBundle"}},
 		"failure policy": {set{"webhook": set{"failurePolicy": "Ignore"}}, []string{"failurePolicy is Ignore"}},
-		"mode":           {set{"agent": set{"mode": "sidecar"}}, []string{`"sidecar"`}},
+		"mode":           {set{"agent": set{"mode": "init"}}, []string{`"init"`, "leaves Secret"}},
 	} {
 		out, err := helm.Install(t.Context(), plane.Release{
 			Name: releaseName, Namespace: ns, Chart: dir, Values: test.values, Args: []string{"--dry-run=client"},

@@ -42,7 +42,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, os.Stdout)
 	interrupted := ctx.Err() != nil // whatever failed then, failed for that reason
 	stop()
@@ -77,6 +77,8 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		s.step("running in a user namespace of its own, without root. Only one user is mapped there, so the injected runAsUser is replaced " +
 			"by no_new_privs and an empty capability set")
 	}
+	s.step("the API server, Helm, the webhook and the agent are the real programs; AWS is emulated, and kubectl, scheduler, kubelet and Multus " +
+		"are played by this demo")
 	spec, err := world.Parse(worldYAML)
 	if err != nil {
 		return err
@@ -129,7 +131,7 @@ func (s *show) createPods(ctx context.Context) error {
 		if len(first) == 0 || first[0].Name != "ip-manager" {
 			return fmt.Errorf("pod %s came back from the API server without the container", pod.API.Name)
 		}
-		s.step(fmt.Sprintf("pod %s on %s: the API server asked the webhook, and it has the init container %s (%s %s) now; Multus gave it %s on net1",
+		s.step(fmt.Sprintf("pod %s on %s: the API server asked the webhook, and it has the init container %s (%s %s) now; the demo's stand-in for Multus gave it %s on net1",
 			pod.API.Name, node.Name(), first[0].Name, first[0].Image, strings.Join(first[0].Args, " "), pod.Addresses[0]))
 	}
 	return nil
@@ -172,7 +174,7 @@ func (s *show) ping(ctx context.Context, timeout time.Duration, judge func(error
 
 // assign runs the injected containers, as the kubelets of the two nodes would: side by side.
 func (s *show) assign(ctx context.Context) error {
-	s.step("the kubelets start the pods: ip-manager runs first, unprivileged, and must end well before the application may start")
+	s.step("the demo's stand-in for the kubelets starts the pods: ip-manager runs first, unprivileged, and must end well before the application may start")
 	s.results = make([]kubelet.Result, len(s.pods))
 	errs := make([]error, len(s.pods))
 	var wg sync.WaitGroup
@@ -203,7 +205,7 @@ func (s *show) table(context.Context) error {
 		return err
 	}
 	calls := s.stage.World.Cloud().Journal()
-	fmt.Fprintf(s.out, "\nEC2 calls: %d\n", len(calls))
+	fmt.Fprintf(s.out, "\nCalls to the emulated EC2: %d\n", len(calls))
 	for _, c := range calls {
 		fmt.Fprintf(s.out, "  %s %s %s by %s: %d\n", c.Action, c.ENI, strings.Join(c.Addresses, ","), c.Instance, c.Status)
 	}

@@ -90,7 +90,8 @@ func (w *watcher) dismiss() error {
 	return nil
 }
 
-// killRecorded ends what was started in dir, for a start that is given up; a later start through a launcher fails.
+// killRecorded ends what was started in dir, for a start that is given up; a later start through a launcher fails. Nothing of it is
+// kept, and kube-apiserver without etcd takes a minute to end when it is asked to, so it is not asked.
 func killRecorded(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "stopped"), nil, 0o600); err != nil {
 		return fmt.Errorf("give up the start: %w", err)
@@ -105,7 +106,7 @@ func killRecorded(dir string) error {
 			return fmt.Errorf("give up the start: %w", err)
 		}
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
-			_ = syscall.Kill(pid, syscall.SIGTERM)
+			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
 	return nil

@@ -80,9 +80,15 @@ func (s *Store) Warm(ctx context.Context, packages []string, progress io.Writer)
 
 // goBuild runs one go command in dir and tells its progress.
 func (s *Store) goBuild(ctx context.Context, dir, what string, p *reporter, args ...string) error {
+	// The Go command leaves its temporary folder behind when it is stopped, so it gets one that is removed here.
+	tmp, err := os.MkdirTemp("", "multus-ip-manager-build-")
+	if err != nil {
+		return fmt.Errorf("make a folder to build %s in: %w", what, err)
+	}
+	defer os.RemoveAll(tmp) //nolint:errcheck // nothing can be done about it
 	cmd := exec.CommandContext(ctx, s.goTool, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), buildEnv()...)
+	cmd.Env = append(append(os.Environ(), buildEnv()...), "GOTMPDIR="+tmp)
 	// Own process group: on cancellation the compilers that the Go command started end as well.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
@@ -93,7 +99,7 @@ func (s *Store) goBuild(ctx context.Context, dir, what string, p *reporter, args
 		return fmt.Errorf("start the build of %s: %w", what, err)
 	}
 	stop := p.follow(output)
-	err := cmd.Wait()
+	err = cmd.Wait()
 	stop()
 	switch {
 	case ctx.Err() != nil:

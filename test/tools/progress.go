@@ -116,7 +116,7 @@ func (p *reporter) follow(out *buildOutput) (stop func()) {
 			case <-tick.C:
 				n, now := out.state()
 				if now == "" {
-					now = "nothing new to compile so far"
+					now = "looking what has changed"
 				}
 				p.status(fmt.Sprintf("%s, %d packages compiled, now %s", p.elapsed(), n, now))
 			}
