@@ -20,83 +20,95 @@ type worker struct {
 	ec2 apply.EC2
 	// permanent tells all workers that success has become impossible.
 	permanent func()
+
+	eni      plan.ENI
+	failures []failure
 }
 
 // run makes attempts until all addresses are settled. Calls are bounded by ctx, pauses end with waiting too.
 func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure {
-	eni := ds[0].ENI
-	log := faultLog{log: w.Log.With("eni", eni.ID)}
+	w.eni = ds[0].ENI
 	claims := make([]apply.Claim, len(ds))
 	for i, d := range ds {
-		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: eni.ID, Subnet: eni.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI}
+		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: w.eni.ID, Subnet: w.eni.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI}
 	}
-	w.Log.Info("assigning addresses", "eni", eni.ID, "mac", eni.MAC, "subnet", eni.SubnetID, "addresses", addrsOf(ds))
+	w.Log.Info("assigning addresses", "eni", w.eni.ID, "mac", w.eni.MAC, "subnet", w.eni.SubnetID, "addresses", addrsOf(ds))
+	left, last := w.settle(ctx, waiting, claims, apply.ClassOf)
+	owed := slices.DeleteFunc(slices.Clone(left), func(c apply.Claim) bool { return !c.Owed() })
+	if len(owed) < len(left) {
+		w.fail(codeAtDeadline(last), last)
+	}
+	if len(owed) == 0 {
+		return w.failures
+	}
+	// These were taken off other ENIs and are on none: that must be put right whatever else has failed.
+	w.Log.Warn("going on for addresses that were taken off another ENI", "eni", w.eni.ID, "addresses", claimed(owed), "for", moveGrace.String())
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), moveGrace)
+	defer cancel()
+	if left, last = w.settle(grace, grace, owed, func(error) apply.Class { return apply.Unanswered }); len(left) > 0 {
+		w.fail(codeAtDeadline(last), last)
+	}
+	return w.failures
+}
+
+// settle makes attempts until no claim is open or waiting ends; then it gives those that are still open, and the fault they wait
+// for. pace says by which class of fault to choose the pause.
+func (w *worker) settle(ctx, waiting context.Context, claims []apply.Claim, pace func(error) apply.Class) (left []apply.Claim, last error) {
 	applier := apply.Applier{EC2: w.ec2, Log: w.Log, AllowPrimaryENI: w.Settings.AllowPrimaryENI}
-	var failures []failure
+	log := faultLog{log: w.Log.With("eni", w.eni.ID)}
 	var b backoff
-	var before error
-	var grace bool
 	for {
-		started := time.Now()
-		outcomes := applier.Attempt(ctx, eni.ID, eni.SubnetID, claims)
-		claims = claims[:0:0]
-		var last error
-		for _, o := range outcomes {
-			switch o.Verdict {
-			case apply.Done:
-				w.Log.Info("address assigned", "address", o.Claim.Addr, "eni", eni.ID, "duration", time.Since(started).Round(time.Microsecond).String())
-			case apply.Rejected:
-				w.Log.Error("address refused", "address", o.Claim.Addr, "eni", eni.ID, "error", o.Err)
-				failures = append(failures, failure{report.AddressRefused, o.Err})
-			case apply.Forbidden:
-				failures = append(failures, failure{report.Permission, o.Err})
-			case apply.Again, apply.Yielded:
-				// An address that came with the pod is the pod's by its IPAM's word, so a newer claim by somebody else is a
-				// conflict to be waited out, not an end.
-				claims = append(claims, o.Claim)
-				last = heavier(last, o.Err)
-			}
-		}
-		if len(failures) > 0 {
+		before := last
+		claims, last = w.attempt(ctx, applier, claims)
+		if len(w.failures) > 0 {
 			w.permanent()
 		}
 		if len(claims) == 0 {
-			return failures
+			return nil, nil
 		}
 		last = telling(ctx, before, last)
-		before = last
-		if blocked := w.Routes.Blocked(); blocked != nil && !grace {
+		if blocked := w.Routes.Blocked(); blocked != nil && !slices.ContainsFunc(claims, apply.Claim.Owed) {
 			w.permanent()
-			return append(failures, failure{report.NoRoute, blocked})
+			w.fail(report.NoRoute, blocked)
+			return nil, nil
 		}
 		log.tell("waiting to try again", last, "addresses", claimed(claims))
-		pace := apply.ClassOf(last)
-		if grace {
-			pace = apply.Unanswered
-		}
-		if err := sleep(waiting, b.pause(pace)); err != nil {
-			owed := slices.DeleteFunc(slices.Clone(claims), func(c apply.Claim) bool { return !c.Owed() })
-			if len(owed) == 0 || grace {
-				return append(failures, failure{codeAtDeadline(last), last})
-			}
-			if len(owed) < len(claims) {
-				failures = append(failures, failure{codeAtDeadline(last), last})
-			}
-			// These were taken off other ENIs and are on none: that must be put right whatever else has failed.
-			w.Log.Warn("going on for addresses that were taken off another ENI", "eni", eni.ID, "addresses", claimed(owed), "for", moveGrace.String())
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), moveGrace)
-			defer cancel()
-			claims, waiting, grace, b, before = owed, ctx, true, backoff{}, nil
-			continue
+		if err := sleep(waiting, b.pause(pace(last))); err != nil {
+			return claims, last
 		}
 		if apply.ClassOf(last) == apply.Gone {
-			eni = w.relocate(ctx, eni)
+			w.eni = w.relocate(ctx, w.eni)
 			for i := range claims {
-				claims[i].ENI, claims[i].Subnet = eni.ID, eni.SubnetID
+				claims[i].ENI, claims[i].Subnet = w.eni.ID, w.eni.SubnetID
 			}
 		}
 	}
+}
+
+// attempt makes one attempt and notes what is settled. It gives the claims that are still open, and the fault to wait for.
+func (w *worker) attempt(ctx context.Context, applier apply.Applier, claims []apply.Claim) (open []apply.Claim, last error) {
+	started := time.Now()
+	for _, o := range applier.Attempt(ctx, w.eni.ID, w.eni.SubnetID, claims) {
+		switch o.Verdict {
+		case apply.Done:
+			w.Log.Info("address assigned", "address", o.Claim.Addr, "eni", w.eni.ID, "duration", time.Since(started).Round(time.Microsecond).String())
+		case apply.Rejected:
+			w.Log.Error("address refused", "address", o.Claim.Addr, "eni", w.eni.ID, "error", o.Err)
+			w.fail(report.AddressRefused, o.Err)
+		case apply.Forbidden:
+			w.fail(report.Permission, o.Err)
+		case apply.Again, apply.Yielded:
+			// An address that came with the pod is the pod's by its IPAM's word, so a newer claim by somebody else is a
+			// conflict to be waited out, not an end.
+			open = append(open, o.Claim)
+			last = heavier(last, o.Err)
+		}
+	}
+	return open, last
+}
+
+func (w *worker) fail(code report.Code, err error) {
+	w.failures = append(w.failures, failure{code, err})
 }
 
 // relocate asks metadata again who has the MAC: an ENI that is being replaced comes back under another id.
