@@ -4,7 +4,7 @@ import "encoding/hex"
 
 // action is a row of the table: everything the pipeline needs to know about one EC2 action.
 type action struct {
-	params  []string // names of its parameters; lists by the name before ".1"
+	params  []string // names of its parameters; lists end in ".N"
 	mutates bool     // acts on the interface in NetworkInterfaceId
 	// bucket names the token bucket where it is not the action's own.
 	bucket func(q *request, name string) string
@@ -14,21 +14,21 @@ type action struct {
 
 // actionTable is all actions of the endpoint. The four mutating ones have no DryRun: AWS's model has none.
 func actionTable() map[string]action {
-	describe := func(own ...string) []string { return append(own, "Filter", "DryRun", "NextToken", "MaxResults") }
+	describe := func(own ...string) []string { return append(own, "Filter.N", "DryRun", "NextToken", "MaxResults") }
 	return map[string]action{
-		"AssignPrivateIpAddresses": {mutates: true, run: assignIPv4, params: []string{"NetworkInterfaceId", "PrivateIpAddress",
-			"SecondaryPrivateIpAddressCount", "Ipv4Prefix", "Ipv4PrefixCount", "AllowReassignment"}},
+		"AssignPrivateIpAddresses": {mutates: true, run: assignIPv4, params: []string{"NetworkInterfaceId", "PrivateIpAddress.N",
+			"SecondaryPrivateIpAddressCount", "Ipv4Prefix.N", "Ipv4PrefixCount", "AllowReassignment"}},
 		"UnassignPrivateIpAddresses": {mutates: true, run: unassignIPv4,
-			params: []string{"NetworkInterfaceId", "PrivateIpAddress", "Ipv4Prefix"}},
-		"AssignIpv6Addresses": {mutates: true, run: assignIPv6, params: []string{"NetworkInterfaceId", "Ipv6Addresses",
-			"Ipv6AddressCount", "Ipv6Prefix", "Ipv6PrefixCount"}},
+			params: []string{"NetworkInterfaceId", "PrivateIpAddress.N", "Ipv4Prefix.N"}},
+		"AssignIpv6Addresses": {mutates: true, run: assignIPv6, params: []string{"NetworkInterfaceId", "Ipv6Addresses.N",
+			"Ipv6AddressCount", "Ipv6Prefix.N", "Ipv6PrefixCount"}},
 		"UnassignIpv6Addresses": {mutates: true, run: unassignIPv6,
-			params: []string{"NetworkInterfaceId", "Ipv6Addresses", "Ipv6Prefix"}},
+			params: []string{"NetworkInterfaceId", "Ipv6Addresses.N", "Ipv6Prefix.N"}},
 		"DescribeNetworkInterfaces": {run: describeENIs, bucket: byFilter,
-			params: describe("NetworkInterfaceId", "IncludeManagedResources")},
-		"DescribeSubnets":       {run: describeSubnets, params: describe("SubnetId")},
-		"DescribeInstances":     {run: describeInstances, bucket: byFilter, params: describe("InstanceId", "IncludeManagedResources")},
-		"DescribeInstanceTypes": {run: describeTypes, params: describe("InstanceType", "IncludeUnsupportedInRegion")},
+			params: describe("NetworkInterfaceId.N", "IncludeManagedResources")},
+		"DescribeSubnets":       {run: describeSubnets, params: describe("SubnetId.N")},
+		"DescribeInstances":     {run: describeInstances, bucket: byFilter, params: describe("InstanceId.N", "IncludeManagedResources")},
+		"DescribeInstanceTypes": {run: describeTypes, params: describe("InstanceType.N", "IncludeUnsupportedInRegion")},
 	}
 }
 

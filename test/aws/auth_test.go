@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -96,8 +97,23 @@ func TestSignature(t *testing.T) {
 			r.URL.RawQuery = "Filter.1.Value.1=b&Filter.1.Value.1=a&Version=2016-11-15&Filter.1.Name=vpc-id&Action=DescribeSubnets"
 			return r
 		}, Settings{}, 200, ""},
-		"presigned":       {presigned(0), Settings{}, 200, ""},
-		"presigned, late": {presigned(-2 * time.Minute), Settings{}, 400, "RequestExpired"},
+		"presigned":                  {presigned(0), Settings{}, 200, ""},
+		"presigned, late":            {presigned(-2 * time.Minute), Settings{}, 400, "RequestExpired"},
+		"presigned, from the future": {presigned(6 * time.Minute), Settings{MaxClockSkew: 5 * time.Minute}, 400, "RequestExpired"},
+		"presigned, a little early":  {presigned(4 * time.Minute), Settings{MaxClockSkew: 5 * time.Minute}, 200, ""},
+		"presigned for too long":     {expires("604801"), Settings{}, 400, "IncompleteSignature"},
+		"presigned for no number":    {expires("soon"), Settings{}, 400, "IncompleteSignature"},
+		"host not signed": {func(t testing.TB, _ *Cloud) *http.Request {
+			r := signed(t, root(), body)
+			s, err := readSignature(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.signedHeaders = slices.DeleteFunc(s.signedHeaders, func(h string) bool { return h == "host" })
+			r.Header.Set("Authorization", fmt.Sprintf("%s Credential=AKIAROOT/%s/us-east-1/ec2/aws4_request, SignedHeaders=%s, Signature=%s",
+				sigAlgorithm, s.date, strings.Join(s.signedHeaders, ";"), s.compute(r, []byte(body), "root-secret")))
+			return r
+		}, Settings{}, 401, "AuthFailure"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -140,6 +156,15 @@ func presigned(off time.Duration) func(testing.TB, *Cloud) *http.Request {
 			out.Header[k] = v
 		}
 		return out
+	}
+}
+
+// expires is a presigned request whose time to live was written over.
+func expires(text string) func(testing.TB, *Cloud) *http.Request {
+	return func(t testing.TB, c *Cloud) *http.Request {
+		r := presigned(0)(t, c)
+		r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "X-Amz-Expires=60", "X-Amz-Expires="+text, 1)
+		return r
 	}
 }
 

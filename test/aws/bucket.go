@@ -68,15 +68,48 @@ func (b buckets) take(name string, cfg map[string]Bucket, now time.Time) bool {
 	return true
 }
 
-// wildcard matches * and ? as EC2's filters and IAM do.
-func wildcard(pattern, s string) bool {
+// These stand for wildcards in a pattern that has been read; no text holds them.
+const (
+	anyRun  rune = -1
+	anyRune rune = -2
+)
+
+// pattern reads a pattern: * and ? are wildcards, and a backslash before one of them or before itself takes it
+// literally.
+func pattern(text string) []rune {
+	var out []rune
+	literal := false
+	for _, r := range text {
+		switch {
+		case !literal && r == '\\':
+			literal = true
+			continue
+		case !literal && r == '*':
+			r = anyRun
+		case !literal && r == '?':
+			r = anyRune
+		case literal && r != '*' && r != '?' && r != '\\':
+			out = append(out, '\\') // it was no escape
+		}
+		literal = false
+		out = append(out, r)
+	}
+	if literal {
+		out = append(out, '\\')
+	}
+	return out
+}
+
+// wildcard matches * and ? as EC2's filters and IAM do; ? is one character, however many bytes it takes.
+func wildcard(text, value string) bool {
+	want, s := pattern(text), []rune(value)
 	p, i, star, mark := 0, 0, -1, 0
 	for i < len(s) {
 		switch {
-		case p < len(pattern) && pattern[p] == '*':
+		case p < len(want) && want[p] == anyRun:
 			star, mark = p, i
 			p++
-		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
+		case p < len(want) && (want[p] == anyRune || want[p] == s[i]):
 			p++
 			i++
 		case star >= 0:
@@ -86,7 +119,7 @@ func wildcard(pattern, s string) bool {
 			return false
 		}
 	}
-	return strings.Trim(pattern[p:], "*") == ""
+	return !slices.ContainsFunc(want[p:], func(r rune) bool { return r != anyRun })
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

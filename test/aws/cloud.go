@@ -33,6 +33,7 @@ func New(opts ...Option) *Cloud {
 	for _, o := range opts {
 		o(c)
 	}
+	c.state.region = c.region
 	c.iam = newIAM()
 	c.buckets = buckets{}
 	c.faults = newFaults(c.seed)

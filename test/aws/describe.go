@@ -2,6 +2,7 @@ package aws
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,7 +83,7 @@ func (s *state) eniFacets(e *eni) facets {
 		f["addresses.primary"] = append(f["addresses.primary"], strconv.FormatBool(h.primary))
 		if h.primary {
 			f["private-ip-address"] = []string{h.addr.String()}
-			f["private-dns-name"] = []string{dnsName(h)}
+			f["private-dns-name"] = []string{s.dnsName(h)}
 		}
 		if h.eip.IsValid() {
 			f["addresses.association.public-ip"] = append(f["addresses.association.public-ip"], h.eip.String())
@@ -117,8 +118,22 @@ func (e *eni) status() string {
 
 func (e *eni) attachmentID() string { return "eni-attach-" + strings.TrimPrefix(e.ID, "eni-") }
 
-func dnsName(h held) string {
-	return "ip-" + strings.ReplaceAll(h.addr.String(), ".", "-") + ".ec2.internal"
+// dnsName is an address's private name, which is also what EKS calls the node that has it.
+func (s *state) dnsName(h held) string {
+	domain := s.region + ".compute.internal"
+	if s.region == "us-east-1" {
+		domain = "ec2.internal" // it is older than the others
+	}
+	return "ip-" + strings.ReplaceAll(h.addr.String(), ".", "-") + "." + domain
+}
+
+// publicName is the name of an Elastic IP.
+func (s *state) publicName(eip netip.Addr) string {
+	domain := s.region + ".compute"
+	if s.region == "us-east-1" {
+		domain = "compute-1"
+	}
+	return "ec2-" + strings.ReplaceAll(eip.String(), ".", "-") + "." + domain + ".amazonaws.com"
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
@@ -144,10 +159,9 @@ func (c *Cloud) eniXML(e *eni) eniXML {
 			AttachTime: stamp(e.attached), DeleteOnTermination: e.DeviceIndex == 0}
 	}
 	for _, h := range e.v4 {
-		item := privateIPXML{Address: h.addr.String(), DNSName: dnsName(h), Primary: h.primary}
+		item := privateIPXML{Address: h.addr.String(), DNSName: c.state.dnsName(h), Primary: h.primary}
 		if h.eip.IsValid() {
-			item.Association = &associationXML{PublicIP: h.eip.String(), Owner: c.account,
-				PublicDNSName: "ec2-" + strings.ReplaceAll(h.eip.String(), ".", "-") + ".compute-1.amazonaws.com"}
+			item.Association = &associationXML{PublicIP: h.eip.String(), Owner: c.account, PublicDNSName: c.state.publicName(h.eip)}
 		}
 		if h.primary {
 			x.PrivateIP, x.PrivateDNSName, x.Association = item.Address, item.DNSName, item.Association

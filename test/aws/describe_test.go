@@ -194,6 +194,9 @@ func TestWildcard(t *testing.T) {
 	}{
 		{"", "", true}, {"*", "", true}, {"?", "", false}, {"a*c", "abbc", true}, {"a*c", "abbd", false},
 		{"a?c", "abc", true}, {"A", "a", false}, {"*.b", "a.b.b", true}, {"a**", "a", true}, {"[a]", "a", false},
+		{"?", "ü", true}, {"??", "ü", false}, {"*ü?", "xüß", true},
+		{`a\*c`, "a*c", true}, {`a\*c`, "abc", false}, {`a\?c`, "a?c", true}, {`a\?c`, "abc", false}, {`\\*`, `\x`, true}, {`a\b`, `a\b`, true},
+		{`a\`, `a\`, true}, {`\**`, "*x", true}, {`\**`, "xx", false},
 	} {
 		if got := wildcard(tc.pattern, tc.s); got != tc.want {
 			t.Errorf("wildcard(%q, %q) = %t", tc.pattern, tc.s, got)

@@ -41,6 +41,9 @@ func (c *Cloud) serveEC2(w http.ResponseWriter, r *http.Request) {
 	case readErr != nil:
 		panic(http.ErrAbortHandler) // the client is gone
 	}
+	if r.Method != http.MethodPost && r.Method != http.MethodGet {
+		refusal = refuse(http.StatusMethodNotAllowed, "MethodNotAllowed", "The Query protocol knows POST and GET, not %s", r.Method)
+	}
 	var answer any
 	if refusal == nil {
 		answer, refusal = c.handle(r, q, body)

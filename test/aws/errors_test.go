@@ -1,6 +1,7 @@
 package aws
 
 import (
+	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -136,7 +137,19 @@ func TestRequestRefusals(t *testing.T) {
 		"page too small": {[]string{"Action=DescribeNetworkInterfaces", "MaxResults=4"}, 400, "InvalidParameterValue", "Value ( 4 ) for parameter maxResults is invalid. Expecting a value greater than 5."},
 		"page too large": {[]string{"Action=DescribeNetworkInterfaces", "MaxResults=1001"}, 400, "InvalidParameterValue", "Value ( 1001 ) for parameter maxResults is invalid. Expecting a value less than 1000."},
 		"page of types":  {[]string{"Action=DescribeInstanceTypes", "MaxResults=101"}, 400, "InvalidParameterValue", "Value ( 101 ) for parameter maxResults is invalid. Expecting a value less than 100."},
-		"token":          {[]string{"Action=DescribeNetworkInterfaces", "NextToken=xyz"}, 400, "InvalidPaginationToken", "The pagination token is invalid"},
+		"filter values": {append([]string{"Action=DescribeNetworkInterfaces", "Filter.201.Name=vpc-id", "Filter.201.Value.1=vpc-1", "Filter.1.Name=private-ip-address"},
+			numbered("Filter.1.Value", "10.0.16.1", 200)...), 400, "FilterLimitExceeded", "The maximum number of filter values specified on a single call is 200"},
+		"list without a position":    {[]string{assign4, on + a1, "PrivateIpAddress=10.0.16.50"}, 400, "UnknownParameter", "The parameter PrivateIpAddress is not recognized"},
+		"position that is no number": {[]string{assign4, on + a1, "PrivateIpAddress.1=10.0.16.50", "PrivateIpAddress.x=10.0.16.51"}, 400, "UnknownParameter", "The parameter PrivateIpAddress.x is not recognized"},
+		"position spelled oddly":     {[]string{assign4, on + a1, "PrivateIpAddress.+1=10.0.16.50"}, 400, "UnknownParameter", "The parameter PrivateIpAddress.+1 is not recognized"},
+		"position out of all bounds": {[]string{assign4, on + a1, "PrivateIpAddress.99999999999999999999=10.0.16.50"}, 400, "UnknownParameter", "The parameter PrivateIpAddress.99999999999999999999 is not recognized"},
+		"field of a plain value":     {[]string{assign4, on + a1, "PrivateIpAddress.1.Value=10.0.16.50"}, 400, "UnknownParameter", "The parameter PrivateIpAddress.1.Value is not recognized"},
+		"position on no list":        {[]string{assign4, on + a1, "PrivateIpAddress.1=10.0.16.21", "AllowReassignment.1=true"}, 400, "UnknownParameter", "The parameter AllowReassignment.1 is not recognized"},
+		"list of what is one":        {[]string{assign4, "NetworkInterfaceId.1=" + a1, "PrivateIpAddress.1=10.0.16.50"}, 400, "UnknownParameter", "The parameter NetworkInterfaceId.1 is not recognized"},
+		"filter position":            {[]string{"Action=DescribeSubnets", "Filter.01.Name=vpc-id", "Filter.01.Value.1=vpc-1"}, 400, "UnknownParameter", "The parameter Filter.01.Name is not recognized"},
+		"filter value position":      {[]string{"Action=DescribeSubnets", "Filter.1.Name=vpc-id", "Filter.1.Value.1=vpc-1", "Filter.1.Value.x=vpc-2"}, 400, "UnknownParameter", "The parameter Filter.1.Value.x is not recognized"},
+		"filter value without one":   {[]string{"Action=DescribeSubnets", "Filter.1.Name=vpc-id", "Filter.1.Value=vpc-1"}, 400, "UnknownParameter", "The parameter Filter.1.Value is not recognized"},
+		"token":                      {[]string{"Action=DescribeNetworkInterfaces", "NextToken=xyz"}, 400, "InvalidPaginationToken", "The pagination token is invalid"},
 		"interfaces": {[]string{"Action=DescribeNetworkInterfaces", "NetworkInterfaceId.1=eni-0x", "NetworkInterfaceId.2=" + a1, "NetworkInterfaceId.3=eni-0y"}, 400,
 			"InvalidNetworkInterfaceID.NotFound", "The networkInterface IDs 'eni-0x, eni-0y' do not exist"},
 		"subnet":         {[]string{"Action=DescribeSubnets", "SubnetId.1=subnet-x"}, 400, "InvalidSubnetID.NotFound", "The subnet ID 'subnet-x' does not exist"},
@@ -156,6 +169,27 @@ func TestRequestRefusals(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestGaps: positions need not be consecutive.
+func TestGaps(t *testing.T) {
+	c := newFixture(t)
+	body := ok(t, c, assign4, on+a1, "PrivateIpAddress.3=10.0.16.50", "PrivateIpAddress.10=10.0.16.51", "PrivateIpAddress.0=10.0.16.52").Body
+	if diff := cmp.Diff([]string{"10.0.16.52", "10.0.16.50", "10.0.16.51"}, found(body, "privateIpAddress")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestMethods: the Query protocol is POST and GET; no other method does anything.
+func TestMethods(t *testing.T) {
+	for _, method := range []string{http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodOptions} {
+		c := newFixture(t)
+		r := signed(t, root(), form(assign4, on+a1, "PrivateIpAddress.1=10.0.16.50").Encode())
+		r.Method = method
+		if got := send(c, r); got.Status != http.StatusMethodNotAllowed || c.Journal()[0].Applied {
+			t.Errorf("%s: %d %s", method, got.Status, got.Code)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,6 +78,12 @@ func (c *Cloud) imdsReply(w http.ResponseWriter, r *http.Request, instanceID str
 			panic(http.ErrAbortHandler)
 		}
 		return c.imdsToken(w, r, instanceID)
+	case path.Clean(r.URL.Path) == tokenPath:
+		w.Header().Set("Allow", "OPTIONS, PUT")
+		if r.Method == http.MethodOptions {
+			return http.StatusOK, ""
+		}
+		return http.StatusMethodNotAllowed, ""
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return http.StatusMethodNotAllowed, ""
 	}
@@ -88,8 +95,9 @@ func (c *Cloud) imdsToken(w http.ResponseWriter, r *http.Request, instanceID str
 	if path.Clean(r.URL.Path) != tokenPath {
 		return http.StatusMethodNotAllowed, ""
 	}
-	if r.Header.Get("X-Forwarded-For") != "" {
-		return http.StatusForbidden, "" // so that an open proxy cannot be used to get one
+	// Whatever its value, so that an open proxy cannot be used to get one; and that slash is a different path to IMDS.
+	if _, forwarded := r.Header["X-Forwarded-For"]; forwarded || strings.HasSuffix(r.URL.Path, "/") {
+		return http.StatusForbidden, ""
 	}
 	ttl, err := strconv.Atoi(r.Header.Get(tokenTTLHeader))
 	if err != nil || ttl < 1 || ttl > maxTokenTTL {
@@ -108,6 +116,14 @@ func (c *Cloud) imdsToken(w http.ResponseWriter, r *http.Request, instanceID str
 	w.Header().Set(tokenTTLHeader, strconv.Itoa(ttl))
 	w.Header().Set("Content-Type", "text/plain")
 	return http.StatusOK, t
+}
+
+// imdsVersions is what IMDS lists at its root. Clients like cloud-init look for the newest one that they know.
+func imdsVersions() []string {
+	return []string{"1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01", "2008-09-01",
+		"2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25", "2014-11-05", "2015-10-20", "2016-04-19",
+		"2016-06-30", "2016-09-02", "2018-03-28", "2018-08-17", "2018-09-24", "2019-10-01", "2020-10-27", "2021-01-03",
+		"2021-03-23", "2021-07-15", "2022-09-24", "2024-04-11", "latest"}
 }
 
 // imdsGet answers a read.
@@ -129,8 +145,8 @@ func (c *Cloud) imdsGet(w http.ResponseWriter, r *http.Request, inst Instance) (
 	w.Header().Set("Accept-Ranges", "none")
 	switch {
 	case version == "":
-		return http.StatusOK, "1.0\n2021-07-15\n2024-04-11\nlatest"
-	case version != "latest" && version != "1.0" && !isDate(version):
+		return http.StatusOK, strings.Join(imdsVersions(), "\n")
+	case !slices.Contains(imdsVersions(), version):
 		return http.StatusNotFound, ""
 	}
 	body, ok := c.metadata(inst).read(rest)

@@ -81,8 +81,9 @@ func TestMetadataPaths(t *testing.T) {
 	h := c.IMDS(nodeA)
 	mac := "/latest/meta-data/network/interfaces/macs/02:00:00:00:0a:01/"
 	for path, want := range map[string]string{
-		"/": "1.0\n2021-07-15\n2024-04-11\nlatest", "/latest": "dynamic\nmeta-data", "/latest/": "dynamic\nmeta-data",
+		"/": strings.Join(imdsVersions(), "\n"), "/latest": "dynamic\nmeta-data", "/latest/": "dynamic\nmeta-data",
 		"/latest/meta-data/instance-id": nodeA, "/latest/meta-data/instance-id/": nodeA, "/2021-07-15/meta-data/mac": "02:00:00:00:0a:00",
+		"/2016-09-02/meta-data/mac": "02:00:00:00:0a:00", "/1.0/meta-data/mac": "02:00:00:00:0a:00",
 		"/latest/meta-data/network/interfaces/macs":  "02:00:00:00:0a:00/\n02:00:00:00:0a:01/\n02:00:00:00:0a:02/",
 		"/latest/meta-data/network/interfaces/macs/": "02:00:00:00:0a:00/\n02:00:00:00:0a:01/\n02:00:00:00:0a:02/",
 		mac + "local-ipv4s":                          "10.0.16.10\n10.0.16.11", mac + "ipv6s": "fd00:0:0:1::10\nfd00:0:0:1::11",
@@ -95,11 +96,32 @@ func TestMetadataPaths(t *testing.T) {
 			t.Errorf("%s: %d %q, want %q", path, w.Code, w.Body.String(), want)
 		}
 	}
-	for _, path := range []string{"/latest/user-data", "/latest/meta-data/nope", "/v1/meta-data/mac", mac + "ipv4-prefix", mac + "network-card",
+	for _, path := range []string{"/latest/user-data", "/latest/meta-data/nope", "/v1/meta-data/mac", "/1999-12-31/meta-data/mac", mac + "ipv4-prefix", mac + "network-card",
 		"/latest/meta-data/network/interfaces/macs/02:00:00:00:0b:01/subnet-id", "/latest/meta-data/network/interfaces/macs/02:00:00:00:0A:01/subnet-id",
 		"/latest/meta-data/network/interfaces/macs/02:00:00:00:0a:02/ipv6s", "/latest/meta-data/network/interfaces/macs/02:00:00:00:0a:02/subnet-ipv6-cidr-blocks"} {
 		if w := ask(h, http.MethodGet, path); w.Code != 404 {
 			t.Errorf("%s: %d %q, want 404", path, w.Code, w.Body.String())
+		}
+	}
+}
+
+// TestNodeNames: private DNS names, which are the names of EKS's nodes, and public ones are the region's.
+func TestNodeNames(t *testing.T) {
+	for region, want := range map[string]struct{ private, public string }{
+		"us-east-1":    {"ip-10-0-0-10.ec2.internal", "ec2-203-0-113-7.compute-1.amazonaws.com"},
+		"eu-central-1": {"ip-10-0-0-10.eu-central-1.compute.internal", "ec2-203-0-113-7.eu-central-1.compute.amazonaws.com"},
+	} {
+		c := newFixture(t, WithRegion(region), WithSettings(func(s *Settings) { s.AnyRegion = true }))
+		if got := ask(c.IMDS(nodeA), http.MethodGet, "/latest/meta-data/local-hostname").Body.String(); got != want.private {
+			t.Errorf("%s: metadata says %s, want %s", region, got, want.private)
+		}
+		body := ok(t, c, "Action=DescribeInstances", "Filter.1.Name=private-dns-name", "Filter.1.Value.1="+want.private).Body
+		if got := found(body, "privateDnsName"); len(got) == 0 || got[0] != want.private {
+			t.Errorf("%s: the instance is %v, want %s", region, got, want.private)
+		}
+		body = ok(t, c, "Action=DescribeNetworkInterfaces", "NetworkInterfaceId.1="+b1).Body
+		if got := found(body, "publicDnsName"); len(got) == 0 || got[0] != want.public {
+			t.Errorf("%s: the Elastic IP is %v, want %s", region, got, want.public)
 		}
 	}
 }
@@ -124,6 +146,10 @@ func TestMetadataTokens(t *testing.T) {
 		"put ttl too long":      {nil, put, tokens, []string{ttl + "21601"}, 400},
 		"put ttl not a number":  {nil, put, tokens, []string{ttl + "1h"}, 400},
 		"put through a proxy":   {nil, put, tokens, []string{ttl + "60", "X-Forwarded-For: 10.1.1.1"}, 403},
+		"put by a quiet proxy":  {nil, put, tokens, []string{ttl + "60", "X-Forwarded-For: "}, 403},
+		"put with a slash":      {nil, put, tokens + "/", []string{ttl + "60"}, 403},
+		"get a token":           {nil, get, tokens, []string{ttl + "60"}, 405},
+		"options":               {nil, http.MethodOptions, tokens, nil, 200},
 		"put elsewhere":         {nil, put, id, []string{ttl + "60"}, 405},
 		"post":                  {nil, http.MethodPost, id, nil, 405},
 		"delete":                {nil, http.MethodDelete, id, nil, 405},

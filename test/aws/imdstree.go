@@ -82,8 +82,8 @@ func (c *Cloud) primaryMetadata(e *eni, set func(key, value string)) {
 	set("mac", e.MAC)
 	if len(e.v4) > 0 {
 		set("local-ipv4", e.v4[0].addr.String())
-		set("hostname", dnsName(e.v4[0]))
-		set("local-hostname", dnsName(e.v4[0]))
+		set("hostname", c.state.dnsName(e.v4[0]))
+		set("local-hostname", c.state.dnsName(e.v4[0]))
 		if e.v4[0].eip.IsValid() {
 			set("public-ipv4", e.v4[0].eip.String())
 		}
@@ -120,7 +120,7 @@ func (c *Cloud) eniMetadata(e *eni, set func(key, value string)) {
 	own("security-group-ids", e.SecurityGroups...)
 	own("security-groups", e.SecurityGroups...)
 	if len(e.v4) > 0 {
-		own("local-hostname", dnsName(e.v4[0]))
+		own("local-hostname", c.state.dnsName(e.v4[0]))
 	}
 	own("local-ipv4s", addrLines(e.v4)...)
 	own("ipv6s", addrLines(e.v6)...)

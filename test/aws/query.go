@@ -14,8 +14,8 @@ const maxBody = 1 << 20
 // maxParams bounds the work that one request can cause.
 const maxParams = 20000
 
-// maxFilters is EC2's limit on filters in one call.
-const maxFilters = 200
+// maxFilterValues is EC2's limit on filter values in one call, all filters together.
+const maxFilterValues = 200
 
 // params are the parameters of one request.
 type params struct {
@@ -92,7 +92,7 @@ func (p *params) list(name string) []string {
 		if !ok {
 			continue
 		}
-		if n, err := strconv.Atoi(rest); err == nil {
+		if n, ok := index(rest); ok {
 			items = append(items, item{n, values[0]})
 		}
 	}
@@ -104,11 +104,25 @@ func (p *params) list(name string) []string {
 	return out
 }
 
-// known refuses parameters that the action does not have. A list's name allows "name.1" and "name.1.Field".
+// index reads a list's position as clients write it: digits alone, so that no two spellings mean the same element.
+func index(text string) (int, bool) {
+	n, err := strconv.Atoi(text)
+	return n, err == nil && n >= 0 && strconv.Itoa(n) == text
+}
+
+// known refuses parameters that the action does not have. What would be read by nobody (a list without a position, a
+// position on something that is no list) is refused, too: a client that writes it believes that it asked for something.
 func (p *params) known(names []string) *APIError {
 	for _, k := range sortedKeys(p.values) {
-		base, _, _ := strings.Cut(k, ".")
-		if !slices.Contains(names, base) && !slices.Contains(commonParams(), base) {
+		base, rest, nested := strings.Cut(k, ".")
+		name := base
+		if nested {
+			name += ".N"
+		}
+		position, field, _ := strings.Cut(rest, ".")
+		_, ok := index(position)
+		// The fields of filters are looked at where filters are read.
+		if nested && (!ok || field != "" && base != "Filter") || !slices.Contains(names, name) && !slices.Contains(commonParams(), name) {
 			return badRequest("UnknownParameter", "The parameter %s is not recognized", k)
 		}
 	}
@@ -130,23 +144,32 @@ type filter struct {
 // filters reads Filter.N.Name and Filter.N.Value.M.
 func (p *params) filters() []filter {
 	numbers := map[int]bool{}
+	values := 0
 	for k := range p.values {
 		parts := strings.Split(k, ".")
 		if parts[0] != "Filter" {
 			continue
 		}
-		n, err := 0, error(nil)
-		if len(parts) > 1 {
-			n, err = strconv.Atoi(parts[1])
+		var field string
+		n, ok := 0, len(parts) > 2
+		if ok {
+			n, ok = index(parts[1])
+			field = strings.Join(parts[2:], ".")
 		}
-		if err != nil || len(parts) < 3 || parts[2] != "Name" && parts[2] != "Value" {
+		if position, isValue := strings.CutPrefix(field, "Value."); ok && isValue {
+			_, ok = index(position)
+			values++
+		} else if field != "Name" {
+			ok = false
+		}
+		if !ok {
 			p.fail(badRequest("UnknownParameter", "The parameter %s is not recognized", k))
 			continue
 		}
 		numbers[n] = true
 	}
-	if len(numbers) > maxFilters {
-		p.fail(badRequest("FilterLimitExceeded", "The maximum number of filters specified on a single call is %d", maxFilters))
+	if values > maxFilterValues {
+		p.fail(badRequest("FilterLimitExceeded", "The maximum number of filter values specified on a single call is %d", maxFilterValues))
 		return nil
 	}
 	var out []filter

@@ -16,6 +16,7 @@ import (
 const (
 	sigAlgorithm = "AWS4-HMAC-SHA256"
 	sigTime      = "20060102T150405Z"
+	maxExpires   = 7 * 24 * 60 * 60 // seconds a presigned request may live
 )
 
 // signature is what a request says about how it was signed, in its header or (presigned) in its query.
@@ -58,7 +59,10 @@ func readSignature(r *http.Request) (signature, *APIError) {
 		s.presigned = true
 		algorithm, credential, headers = q.Get("X-Amz-Algorithm"), q.Get("X-Amz-Credential"), q.Get("X-Amz-SignedHeaders")
 		s.value, s.timestamp, s.token = q.Get("X-Amz-Signature"), q.Get("X-Amz-Date"), q.Get("X-Amz-Security-Token")
-		seconds, _ := strconv.Atoi(q.Get("X-Amz-Expires"))
+		seconds, err := strconv.Atoi(q.Get("X-Amz-Expires"))
+		if err != nil || seconds < 0 || seconds > maxExpires {
+			return s, badRequest("IncompleteSignature", "X-Amz-Expires %q: want seconds, at most a week", q.Get("X-Amz-Expires"))
+		}
 		s.expires = time.Duration(seconds) * time.Second
 	default:
 		return s, missingParameter("AWSAccessKeyId")
@@ -122,6 +126,8 @@ func (c *Cloud) checkScope(s signature) *APIError {
 		return refuse(http.StatusUnauthorized, "AuthFailure", "Credential should be scoped to a valid region, not '%s'.", s.region)
 	case s.terminator != "aws4_request" || !strings.HasPrefix(s.timestamp, s.date):
 		return errAuth()
+	case !slices.Contains(s.signedHeaders, "host"):
+		return errAuth() // a signature that another endpoint's requests could carry
 	}
 	return nil
 }
@@ -133,7 +139,7 @@ func (c *Cloud) checkTime(s signature, now time.Time) *APIError {
 		return badRequest("IncompleteSignature", "The request date %q is not valid", s.timestamp)
 	}
 	if s.presigned {
-		if now.After(at.Add(s.expires)) {
+		if skew := c.settings.MaxClockSkew; now.After(at.Add(s.expires)) || skew > 0 && at.Sub(now) > skew {
 			return errExpired()
 		}
 		return nil

@@ -105,6 +105,7 @@ type edit struct {
 
 // state is everything EC2 knows. It is not safe for concurrent use; Cloud locks.
 type state struct {
+	region    string // part of DNS names
 	vpcs      map[string]VPC
 	subnets   map[string]Subnet
 	instances map[string]Instance

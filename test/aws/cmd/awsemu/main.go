@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -31,6 +33,28 @@ func main() {
 	}
 }
 
+// usage is the beginning of the help text.
+const usage = `awsemu emulates EC2's address assignment and the instance metadata service. It prints what to export and serves
+until it is interrupted:
+
+  awsemu >awsemu.env &
+  . ./awsemu.env
+  aws ec2 describe-network-interfaces --endpoint-url "$AWS_ENDPOINT_URL_EC2"
+
+Credentials are those of the first instance's role, which clients fetch from its metadata service by themselves. A
+cloud of one's own is a YAML file; its fields are those of the Go package test/aws (VPC, Subnet, Instance, ENI):
+
+  subnets:
+  - {id: subnet-1, ipv4: 10.0.1.0/24, ipv6: ["fd00:1::/64"]}
+  instances:
+  - {id: i-1, type: m5.large, tokensRequired: true}
+  interfaces:
+  - {id: eni-1, subnetID: subnet-1, instanceID: i-1, deviceIndex: 0, primary: 10.0.1.10, secondary: [10.0.1.11]}
+  users:
+  - {accessKeyId: AKIA1, secretAccessKey: secret, policy: {allow: [{actions: ["ec2:Describe*"]}]}}
+
+`
+
 // options are the command line.
 type options struct {
 	config, listen, imdsListen string
@@ -45,6 +69,10 @@ func parse(args []string, errOut io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("awsemu", flag.ContinueOnError)
 	fs.SetOutput(errOut)
+	fs.Usage = func() {
+		fmt.Fprint(errOut, usage)
+		fs.PrintDefaults()
+	}
 	fs.StringVar(&o.config, "config", "", "YAML file with subnets, instances, interfaces and users; replaces the default instance")
 	fs.StringVar(&o.listen, "listen", "127.0.0.1:0", "address of the EC2 endpoint")
 	fs.StringVar(&o.imdsListen, "imds-listen", "127.0.0.1:0", "address of the first instance's metadata service; others get free ports of the same host")
@@ -62,6 +90,25 @@ func parse(args []string, errOut io.Writer) (options, error) {
 	}
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	switch {
+	case o.region == "":
+		return o, errors.New("-region: want a region")
+	case o.enis < 1 || o.enis > 256:
+		return o, fmt.Errorf("-enis %d: want 1 to 256", o.enis)
+	case o.hopLimit < 1:
+		return o, fmt.Errorf("-hop-limit %d: want 1 to 64", o.hopLimit) // package aws would take 0 for its default
+	}
+	if o.config != "" {
+		var lost []string
+		fs.Visit(func(f *flag.Flag) {
+			if slices.Contains([]string{"enis", "hop-limit", "imdsv2-only", "ipv6", "type"}, f.Name) {
+				lost = append(lost, "-"+f.Name)
+			}
+		})
+		if len(lost) > 0 {
+			return o, fmt.Errorf("%s: these are about the default instance, which -config replaces", strings.Join(lost, " "))
+		}
 	}
 	return o, nil
 }
@@ -153,12 +200,18 @@ func announce(out io.Writer, cloud *aws.Cloud, spec spec, ec2 string, imds []end
 		}
 		p.line("%sexport AWS_EC2_METADATA_SERVICE_ENDPOINT=%s  # %s", prefix, e.url, e.instance)
 	}
-	for _, u := range spec.Users {
+	if len(spec.Users) > 0 {
 		p.line("# or, without the instance's role:")
+	}
+	for _, u := range spec.Users {
 		p.line("# export AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s", u.AccessKeyID, u.SecretAccessKey)
 	}
 	for _, e := range cloud.ENIs() {
-		p.line("# %s  %s  device %d of %s  %s  %s", e.ID, e.MAC, e.DeviceIndex, e.InstanceID, e.SubnetID, e.Primary)
+		where := "not attached"
+		if e.InstanceID != "" {
+			where = fmt.Sprintf("device %d of %s", e.DeviceIndex, e.InstanceID)
+		}
+		p.line("# %s  %s  %s  %s  %s", e.ID, e.MAC, where, e.SubnetID, e.Primary)
 	}
 	return p.err
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"flag"
 	"io"
 	"net/http"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // runIt runs the command until it has printed what is wanted, then ends it.
@@ -135,12 +138,60 @@ func TestMistakes(t *testing.T) {
 		"EC2 endpoint":         {"-listen", "256.0.0.1:1"},
 		"metadata service of":  {"-imds-listen", "256.0.0.1:1"},
 		"flag provided but":    {"-nope"},
+		"want a region":        {"-region", ""},
+		"-hop-limit 0":         {"-hop-limit", "0"},
+		"-enis 0":              {"-enis", "0"},
+		"-enis 257":            {"-enis", "257", "-type", "p4d.24xlarge"},
+		"-enis -type: these":   {"-type", "c5.large", "-enis", "2", "-config", file("d.yaml", "")},
 		"allows 3 interfaces":  {"-enis", "4"},
 		"want an id eni":       {"-config", file("b.yaml", "interfaces: [{id: x}]")},
 		"does not fall within": {"-config", file("c.yaml", "subnets: [{id: subnet-1, ipv4: 10.0.0.0/24}]\ninterfaces: [{id: eni-1, subnetID: subnet-1, primary: 10.1.0.9}]")},
 	} {
-		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+		// A mistake that nobody notices would serve for ever.
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		err := run(ctx, args, io.Discard, io.Discard)
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v, want …%s…", args, err, want)
 		}
+	}
+}
+
+// TestHelp: the example in the help text is a cloud that works, and its output names what is not attached.
+func TestHelp(t *testing.T) {
+	var help bytes.Buffer
+	if err := run(t.Context(), []string{"-help"}, io.Discard, &help); !errors.Is(err, flag.ErrHelp) {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(help.String(), "\n  subnets:")
+	example, _, ok := strings.Cut(rest, "\n\n")
+	if !ok || !strings.Contains(help.String(), "-hop-limit") {
+		t.Fatalf("no example or no flags in:\n%s", help.String())
+	}
+	example += "\n  - {accessKeyId: AKIA2, secretAccessKey: s}"
+	example = strings.Replace(example, "  users:", "  - {id: eni-2, subnetID: subnet-1, instanceID: i-1, deviceIndex: 1}\n  - {id: eni-3, subnetID: subnet-1}\n  users:", 1)
+	path := filepath.Join(t.TempDir(), "cloud.yaml")
+	if err := os.WriteFile(path, []byte("  subnets:"+example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.build(options{region: "us-east-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := announce(&out, c, s, "http://ec2.test", nil); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]int{"without the instance's role": 1, "AWS_ACCESS_KEY_ID=": 2, "device 0 of i-1": 1, "not attached  subnet-1": 1} {
+		if got := strings.Count(out.String(), text); got != want {
+			t.Errorf("%q is %d times in:\n%s", text, got, out.String())
+		}
+	}
+	if got := c.Settings().MaxClockSkew; got != 5*time.Minute {
+		t.Errorf("clocks may differ by %s", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -63,6 +64,7 @@ func load(path string) (spec, error) {
 func (s spec) build(o options) (*aws.Cloud, error) {
 	c := aws.New(aws.WithRegion(o.region), aws.WithSettings(func(set *aws.Settings) {
 		set.Throttle, set.AnyRegion = o.throttle, !o.strictRegion
+		set.MaxClockSkew = 5 * time.Minute // AWS's own
 	}))
 	for _, v := range s.VPCs {
 		if err := c.AddVPC(v); err != nil {
