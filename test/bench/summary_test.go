@@ -49,7 +49,7 @@ func (s *summary) write(w io.Writer) {
 		}
 		_ = table.Flush()
 	}
-	fmt.Fprintf(w, "\n%d CPUs; load average before %s, after %s (this run's own work included): above the CPUs, times say little.\n",
+	fmt.Fprintf(w, "\n%d CPUs; load average before %s, after %s (this run's own work included); with a load above the number of CPUs, times say little.\n",
 		runtime.NumCPU(), s.load, loadavg())
 	for _, n := range s.notes {
 		fmt.Fprintln(w, n)
