@@ -74,6 +74,14 @@ func TestVerdict(t *testing.T) {
 			}
 		})
 	}
+	// A certificate whose trust is somebody else's to check must be valid all the same.
+	for want, end := range map[string]time.Time{"": now.Add(time.Hour), "expired": now.Add(-time.Second)} {
+		served := ours.chain(t, "hook.net.svc", end)
+		err := verdict(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return served, nil }, nil, now)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("without a configuration: %v, want %q", err, want)
+		}
+	}
 }
 
 func TestSign(t *testing.T) {

@@ -347,6 +347,17 @@ func TestAttempt(t *testing.T) {
 					"holders subnet-b " + v, "assign6 ours " + v, "holders subnet-b " + v, "unassign6 theirs " + v, "assign6 ours " + v}},
 			},
 		},
+		"IPv6, the holder is not visible yet at the first look: it is no newer claim": {
+			world: func(f *fakeEC2) {
+				f.eni("theirs", "", v)
+				f.stale[netip.MustParseAddr(v)], f.staleFor = "", 1
+			},
+			claims: claimsOf(v),
+			steps: []step{
+				{want: map[string]string{v: "again"}, calls: []string{"assign6 ours " + v, "holders subnet-b " + v}},
+				{want: map[string]string{v: "done"}},
+			},
+		},
 		"IPv6, the search shows a holder of before": {
 			world: func(f *fakeEC2) {
 				f.eni("theirs", "", v)

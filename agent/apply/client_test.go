@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -292,6 +293,50 @@ func TestClientAnswerAboutAnotherAddress(t *testing.T) {
 		if ok != (err == nil) || err != nil && classOf(t, err) != Unanswered {
 			t.Errorf("%s: %v", body, err)
 		}
+	}
+}
+
+// pieces is a body that comes byte by byte, and notes whether it was read to its end and closed.
+type pieces struct {
+	rest          string
+	err           error // at the end
+	ended, closed bool
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if p.rest == "" {
+		p.ended = true
+		return 0, p.err
+	}
+	n := copy(b[:1], p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
+}
+
+func (p *pieces) Close() error { p.closed = true; return nil }
+
+// Do implements [aws.HTTPClient].
+func (p *pieces) Do(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: p}, nil
+}
+
+// An answer is read to its end, in however many pieces it comes, before the SDK sees it: the SDK may close it early.
+func TestClientReadsWholeAnswers(t *testing.T) {
+	p := &pieces{rest: "answer", err: io.EOF}
+	resp, err := (wholeAnswers{p}).Do(nil)
+	if err != nil || !p.ended || !p.closed {
+		t.Fatalf("%v, read to its end: %t, closed: %t", err, p.ended, p.closed)
+	}
+	got, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); string(got) != "answer" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	broken := &pieces{rest: "ans", err: io.ErrUnexpectedEOF}
+	if _, err := (wholeAnswers{broken}).Do(nil); !errors.Is(err, io.ErrUnexpectedEOF) || !broken.closed { //nolint:bodyclose // none is given
+		t.Errorf("a broken answer: %v, closed: %t", err, broken.closed)
+	}
+	if c := (&wire{status: 200}).client(t, true).ec2.Options().HTTPClient; fmt.Sprintf("%T", c) != fmt.Sprintf("%T", wholeAnswers{}) {
+		t.Errorf("the client reads by %T", c)
 	}
 }
 

@@ -30,14 +30,42 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, list string, words []string) error {
-	f, err := os.Open(list)
+// read reads the list.
+func read(list string) ([]mutation, error) {
+	f, err := os.Open(list) //nolint:gosec // the list of mutations is part of the repository
 	if err != nil {
-		return err
+		return nil, err
 	}
 	all, err := parse(f)
 	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("%s: %w", list, err)
+		return nil, fmt.Errorf("%s: %w", list, err)
+	}
+	return all, nil
+}
+
+// check finds entries whose line is no longer in the source.
+func check(list string) error {
+	all, err := read(list)
+	if err != nil {
+		return err
+	}
+	var stale []error
+	for _, m := range all {
+		source, err := os.ReadFile(m.File)
+		if err == nil {
+			_, err = m.mutate(string(source))
+		}
+		if err != nil {
+			stale = append(stale, fmt.Errorf("%s: %s: %w", list, m.Rule, err))
+		}
+	}
+	return errors.Join(stale...)
+}
+
+func run(ctx context.Context, list string, words []string) error {
+	all, err := read(list)
+	if err != nil {
+		return err
 	}
 	tried, survived := 0, 0
 	for _, m := range all {
@@ -47,11 +75,14 @@ func run(ctx context.Context, list string, words []string) error {
 		tried++
 		started := time.Now()
 		killed, output, err := m.try(ctx)
-		if err != nil {
-			return fmt.Errorf("%s: %s: %w\n%s", list, m.Rule, err, output)
-		}
 		verdict := "noticed "
-		if !killed {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			verdict = fmt.Sprintf("BROKEN (%v)\n%s\n", err, output)
+			survived++
+		case !killed:
 			verdict = "SURVIVED"
 			survived++
 		}
@@ -95,11 +126,11 @@ func (m mutation) try(ctx context.Context) (killed bool, output string, err erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	out, err := goTool(ctx, "vet", "-overlay="+overlay, "./"+filepath.ToSlash(filepath.Dir(m.File)))
+	out, err := goTool(ctx, overlay, "vet", "./"+filepath.ToSlash(filepath.Dir(m.File)))
 	if err != nil {
 		return false, out, fmt.Errorf("the broken file does not compile: %w", err)
 	}
-	out, err = goTool(ctx, "test", "-overlay="+overlay, "-count=1", "-run", m.Test, m.Package)
+	out, err = goTool(ctx, overlay, "test", "-count=1", "-run", m.Test, m.Package)
 	switch {
 	case ctx.Err() != nil:
 		return false, out, ctx.Err()
@@ -130,7 +161,14 @@ func writeOverlay(dir, file, broken string) (string, error) {
 	return overlay, os.WriteFile(overlay, doc, 0o600)
 }
 
-func goTool(ctx context.Context, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput() //nolint:gosec // the list of mutations is part of the repository
+// goTool runs the go command on the mutated tree. The overlay is in the environment, so that it also holds for programs which the
+// tests build themselves.
+func goTool(ctx context.Context, overlay string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // the list of mutations is part of the repository
+	cmd.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -overlay="+overlay))
+	// A go command that is interrupted waits for its children, a killed one does not.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

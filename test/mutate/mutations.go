@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 )
 
@@ -15,6 +16,8 @@ type mutation struct {
 	File string
 	// Old is the line as it stands, without indentation; New replaces it.
 	Old, New string
+	// Occurrence says which of several such lines is meant, from 1; 0 means that there is one only.
+	Occurrence int
 	// Package and Test name the test that must fail.
 	Package, Test string
 	// Line is where the entry begins, for messages.
@@ -69,6 +72,11 @@ func parse(r io.Reader) ([]mutation, error) {
 			m.Package = value
 		case "test":
 			m.Test = value
+		case "occurrence":
+			var err error
+			if m.Occurrence, err = strconv.Atoi(value); err != nil || m.Occurrence < 1 {
+				return nil, fmt.Errorf("line %d: occurrence: want a number from 1", n)
+			}
 		default:
 			return nil, fmt.Errorf("line %d: unknown key %q", n, key)
 		}
@@ -79,23 +87,23 @@ func parse(r io.Reader) ([]mutation, error) {
 	return all, flush()
 }
 
-// mutate replaces the one line of source that equals Old, apart from indentation. No such line, or more than one, is an error:
-// the list is then out of date.
+// mutate replaces the one line of source that equals Old, apart from indentation. No such line, or an unexpected number of them,
+// is an error: the list is then out of date.
 func (m mutation) mutate(source string) (string, error) {
 	lines := strings.Split(source, "\n")
-	found := -1
+	var at []int
 	for i, l := range lines {
-		if strings.TrimSpace(l) != m.Old {
-			continue
+		if strings.TrimSpace(l) == m.Old {
+			at = append(at, i)
 		}
-		if found >= 0 {
-			return "", fmt.Errorf("line %d: %s holds %q more than once", m.Line, m.File, m.Old)
-		}
-		found = i
 	}
-	if found < 0 {
+	switch {
+	case len(at) == 0 || len(at) < m.Occurrence:
 		return "", fmt.Errorf("line %d: %s does not hold %q", m.Line, m.File, m.Old)
+	case len(at) > 1 && m.Occurrence == 0:
+		return "", fmt.Errorf("line %d: %s holds %q more than once: say which occurrence", m.Line, m.File, m.Old)
 	}
+	found := at[max(0, m.Occurrence-1)]
 	indent := lines[found][:len(lines[found])-len(strings.TrimLeft(lines[found], " \t"))]
 	lines[found] = indent + m.New
 	return strings.Join(lines, "\n"), nil

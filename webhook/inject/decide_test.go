@@ -61,6 +61,11 @@ func TestRequests(t *testing.T) {
 			if d.AuditAnnotations["reason"] != string(tt.want) {
 				t.Errorf("audit annotations %v", d.AuditAnnotations)
 			}
+			for _, r := range inject.Reasons() {
+				if r.Reason == tt.want && r.Action != d.Action {
+					t.Errorf("%s: %s, want %s", d.Reason, d.Action, r.Action)
+				}
+			}
 		})
 	}
 }
@@ -101,6 +106,10 @@ func TestNetworksTooLong(t *testing.T) {
 			}
 			if tt.want == inject.NetworksTooLong && (!strings.Contains(d.Message, fmt.Sprint(settings.MaxNetworks)) || len(d.Message) > 512) {
 				t.Errorf("message %q", d.Message)
+			}
+			// Networks that were not read are warned of.
+			if want := strings.HasSuffix(list[:tt.size], ",") && tt.want == inject.Injected; want != (len(d.Warnings) > 0) {
+				t.Errorf("warnings %q", d.Warnings)
 			}
 		})
 	}
