@@ -73,8 +73,8 @@ func (m *Metadata) Client() *imds.Client { return m.client }
 // without tokens; a 401 to that makes the SDK ask for a token again.
 type tokenTransport struct {
 	base http.RoundTripper
-	// lost is set while requests for a token go without an answer, demanded while other requests are refused for want of one.
-	lost, demanded atomic.Bool
+	// lost is set while requests for a token go without an answer.
+	lost atomic.Bool
 	// lostAt is when (in Unix nanoseconds) the last request for a token was given up.
 	lostAt atomic.Int64
 }
@@ -83,12 +83,9 @@ type tokenTransport struct {
 // tokens one after the other, so requests that began together would each wait their own second.
 const queueTime = 50 * time.Millisecond
 
-// lockedOut tells whether metadata demands a token and its answers with one do not arrive. The SDK's errors do not let the status
-// of such an answer through, so it is noted here.
-func (t *tokenTransport) lockedOut() bool { return t.lost.Load() && t.demanded.Load() }
-
-// expired tells whether the last request was refused although tokens arrive: the one it carried is no longer valid.
-func (t *tokenTransport) expired() bool { return !t.lost.Load() && t.demanded.Load() }
+// statusKey is the key under which a context carries where to note the HTTP status of the answer, an [*atomic.Int32]: the SDK's errors
+// do not let the status of an answer through that refuses a token.
+type statusKey struct{}
 
 // RoundTrip implements [http.RoundTripper].
 func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -123,7 +120,9 @@ func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if req.Method != http.MethodPut {
-		t.demanded.Store(resp.StatusCode == http.StatusUnauthorized)
+		if note, ok := req.Context().Value(statusKey{}).(*atomic.Int32); ok {
+			note.Store(int32(resp.StatusCode)) //nolint:gosec // three digits
+		}
 	}
 	return resp, nil
 }

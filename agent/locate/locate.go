@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -221,12 +222,16 @@ func (m *Metadata) value(ctx context.Context, key string) (string, error) {
 	if m.disabled {
 		return "", fmt.Errorf("metadata %s: %w", key, ErrDisabled)
 	}
+	var status atomic.Int32
+	ctx = context.WithValue(ctx, statusKey{}, &status)
 	out, err := m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
-	if err != nil && m.token.expired() {
+	if err != nil && status.Load() == http.StatusUnauthorized && !m.token.lost.Load() {
+		// Tokens arrive, but the one the request carried is no longer valid.
 		out, err = m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
 	}
 	if err != nil {
-		return m.explain(ctx, key, err)
+		demanded := status.Load() == http.StatusUnauthorized
+		return m.explain(ctx, key, demanded, err)
 	}
 	defer out.Content.Close()
 	body, err := io.ReadAll(io.LimitReader(out.Content, 1<<20))
@@ -236,12 +241,13 @@ func (m *Metadata) value(ctx context.Context, key string) (string, error) {
 	return strings.TrimSpace(string(body)), nil
 }
 
-func (m *Metadata) explain(ctx context.Context, key string, err error) (string, error) {
+// explain makes of the SDK's error what callers act on. demanded tells that the request was refused for want of a valid token.
+func (m *Metadata) explain(ctx context.Context, key string, demanded bool, err error) (string, error) {
 	var answer *smithyhttp.ResponseError
 	if errors.As(err, &answer) && answer.HTTPStatusCode() == http.StatusNotFound {
 		return "", nil
 	}
-	if m.token.lockedOut() {
+	if demanded && m.token.lost.Load() {
 		return "", fmt.Errorf("metadata %s: %w", key, ErrHopLimit)
 	}
 	if ctx.Err() != nil {
