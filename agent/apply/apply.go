@@ -421,12 +421,12 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 			elsewhere[c.before] = append(elsewhere[c.before], c)
 		}
 	}
-	room := t.keepWithoutRoom(ctx, elsewhere)
-	moved, settled := t.free(ctx, elsewhere, round, refusal)
+	t.keepWithoutRoom(ctx, elsewhere)
+	moved := t.free(ctx, elsewhere, round, refusal)
 	ready := slices.Concat(unheld, moved)
 	switch {
 	case len(ready) == 0:
-	case len(moved) > 0 || settled || !room || len(ready) < len(claims):
+	case len(moved) > 0 || len(ready) < len(claims):
 		// Something has changed since the refusal, so the rest may pass now, together. What was just taken off its ENI is on none:
 		// an agent that is told to stop must not leave it so.
 		if len(moved) > 0 {
@@ -442,10 +442,8 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 	}
 }
 
-// keepWithoutRoom leaves addresses where they are that were given back before for want of room, until a slot has become free. It
-// tells whether none was left for that reason.
-func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Claim) (room bool) {
-	room = true
+// keepWithoutRoom leaves addresses where they are that were given back before for want of room, until a slot has become free.
+func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Claim) {
 	for holder, claims := range elsewhere {
 		barred, free := partition(claims, func(c Claim) bool { return c.fullAt > 0 })
 		if len(barred) == 0 {
@@ -458,7 +456,6 @@ func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Cl
 				free = append(free, c)
 				continue
 			}
-			room = false
 			t.settle(Again, &OpError{Op: "move", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Full,
 				Err: fmt.Errorf("the ENI has no room, so the address stays on %s", holder)}, c)
 		}
@@ -466,25 +463,20 @@ func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Cl
 			delete(elsewhere, holder)
 		}
 	}
-	return room
 }
 
-// free takes addresses off the ENIs that hold them. It gives the claims that nobody holds any more; settled tells that others
-// got their outcome here.
-func (t *attempt) free(ctx context.Context, elsewhere map[string][]Claim, round int, refusal error) (moved []Claim, settled bool) {
+// free takes addresses off the ENIs that hold them. It gives the claims that nobody holds any more; the others got their outcome here.
+func (t *attempt) free(ctx context.Context, elsewhere map[string][]Claim, round int, refusal error) (moved []Claim) {
 	for _, holder := range slices.Sorted(maps.Keys(elsewhere)) {
 		claims := elsewhere[holder]
 		if round >= moveRounds {
 			t.settle(Again, fmt.Errorf("move to %s: others keep claiming the address: %w", t.eni, refusal), claims...)
-			settled = true
 			continue
 		}
 		t.Log.InfoContext(ctx, "taking IPv6 addresses off the ENI that holds them", "holder", holder, "eni", t.eni, "addresses", addrsOf(claims))
-		freed := t.unassignIPv6(ctx, holder, claims)
-		moved = append(moved, freed...)
-		settled = settled || len(freed) < len(claims)
+		moved = append(moved, t.unassignIPv6(ctx, holder, claims)...)
 	}
-	return moved, settled
+	return moved
 }
 
 // unassignIPv6 takes addresses off one ENI and gives the claims for which that was done. EC2 takes nothing off an ENI that does
