@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -45,14 +46,14 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer, geten
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return errors.New("a command is needed: init or version (agent --help tells more)")
+			return errors.New("a command is needed: init, sidecar, ready, status or version (agent --help tells more)")
 		},
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(initCommand(stderr, getenv), versionCommand())
+	root.AddCommand(initCommand(stderr, getenv), sidecarCommand(stderr, getenv), readyCommand(), statusCommand(), versionCommand())
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return report.Done
@@ -61,10 +62,19 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer, geten
 	if errors.As(err, &failed) {
 		return failed.Code // told already, in the log and the termination message
 	}
-	// Everything else is about the command line. The kubelet shows the termination message, so it is told there too.
+	// Everything else is about the command line. The kubelet shows the termination message, so it is told there too; but a probe or an
+	// operator's command in a container must not write the message of the agent that runs there.
 	_, _ = fmt.Fprintln(stderr, "agent:", err)
+	if command, _, ferr := root.Find(args); ferr == nil && onlyAsks(command.Name()) {
+		return report.Usage
+	}
 	_ = report.WriteTermination(terminationLog(settings.DefaultTerminationLog), report.Usage.String()+": "+err.Error())
 	return report.Usage
+}
+
+// onlyAsks tells the commands that ask a running agent, or nobody.
+func onlyAsks(command string) bool {
+	return command == "ready" || command == "status" || command == "version"
 }
 
 // terminationLog gives the path to write to. The default one is made by the kubelet; where it is not there, this is no container
@@ -103,7 +113,7 @@ func initCommand(stderr io.Writer, getenv func(string) string) *cobra.Command {
 			return err
 		}
 		log := logger(stderr, cfg)
-		agent, err := newAgent(cfg, log)
+		agent, _, err := newAgent(cfg, log)
 		if err == nil {
 			err = agent.Init(cmd.Context())
 		}
@@ -112,28 +122,102 @@ func initCommand(stderr io.Writer, getenv func(string) string) *cobra.Command {
 	return cmd
 }
 
+func sidecarCommand(stderr io.Writer, getenv func(string) string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   string(settings.Sidecar),
+		Short: "Assign the pod's addresses, follow their changes, release them at the end: for a native sidecar",
+		Args:  cobra.NoArgs,
+	}
+	flags := settings.Register(cmd.Flags(), settings.Sidecar)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := settings.Load(settings.Sidecar, flags, getenv)
+		if err != nil {
+			return err
+		}
+		log := logger(stderr, cfg)
+		return finish(log, cfg, follow(cmd.Context(), cfg, log))
+	}
+	return cmd
+}
+
+// follow runs a sidecar with what belongs to it: its status socket and its metrics.
+func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
+	metrics := report.NewMetrics(version)
+	agent, finder, err := newAgent(cfg, log, apply.OnRequest(metrics.EC2Call))
+	if err != nil {
+		return err
+	}
+	beside, end := context.WithCancel(context.WithoutCancel(ctx))
+	quiet := func() {}
+	if cfg.MetricsPort != 0 {
+		quiet = metrics.Start(beside, cfg.Pod.IPs, cfg.MetricsPort, log)
+	}
+	var wg sync.WaitGroup
+	sidecar := &run.Sidecar{
+		Agent: *agent, Follow: observe.Namespace{}, List: finder, Meter: metrics, Quiet: quiet,
+		Publish: func(status report.StatusFunc) {
+			named := func(ctx context.Context) (report.Status, error) {
+				s, err := status(ctx)
+				s.Version = version
+				return s, err
+			}
+			metrics.Publish(named)
+			wg.Go(func() { report.Serve(beside, report.Socket, named, log) })
+		},
+	}
+	err = sidecar.Run(ctx)
+	end()
+	wg.Wait()
+	quiet()
+	return err
+}
+
 // newAgent wires the agent to the kernel, to metadata and to EC2.
-func newAgent(cfg settings.Agent, log *slog.Logger) (*run.Agent, error) {
+func newAgent(cfg settings.Agent, log *slog.Logger, options ...apply.Option) (*run.Agent, *locate.Finder, error) {
 	guard := &observe.Guard{}
 	metadata, err := locate.New(guard)
 	if err != nil {
-		return nil, report.Fail(report.Usage, "the AWS configuration of the environment is not usable: %w", err)
+		return nil, nil, report.Fail(report.Usage, "the AWS configuration of the environment is not usable: %w", err)
+	}
+	client := once(func(ctx context.Context) (*apply.Client, error) {
+		c, err := apply.New(ctx, metadata, guard, log, "multus-ip-manager-"+version, options...)
+		if err == nil {
+			go c.Warm(ctx)
+		}
+		return c, err
+	})
+	finder := &locate.Finder{
+		Metadata: metadata,
+		Connect:  func(ctx context.Context) (locate.Source, error) { return client(ctx) },
+		Log:      log,
 	}
 	return &run.Agent{
 		Settings: cfg,
 		Observe:  observe.Namespace{},
-		Locate:   metadata,
-		Connect: func(ctx context.Context) (apply.EC2, error) {
-			client, err := apply.New(ctx, metadata, guard, log, "multus-ip-manager-"+version)
-			if err != nil {
-				return nil, err
-			}
-			go client.Warm(ctx)
-			return client, nil
-		},
-		Routes: guard,
-		Log:    log,
-	}, nil
+		Locate:   finder,
+		Connect:  func(ctx context.Context) (apply.EC2, error) { return client(ctx) },
+		Routes:   guard,
+		Log:      log,
+	}, finder, nil
+}
+
+// once makes a thing when it is first needed, again and again until that succeeds, and only one at a time.
+func once[T any](fetch func(context.Context) (T, error)) func(context.Context) (T, error) {
+	var mu sync.Mutex
+	var made bool
+	var it T
+	return func(ctx context.Context) (T, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if made {
+			return it, nil
+		}
+		thing, err := fetch(ctx)
+		if err == nil {
+			it, made = thing, true
+		}
+		return thing, err
+	}
 }
 
 // finish logs a failure and writes the termination message. Success leaves none: the pod's description stays short.

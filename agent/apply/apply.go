@@ -6,9 +6,11 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 )
@@ -17,6 +19,7 @@ import (
 type EC2 interface {
 	AssignIPv4(ctx context.Context, eni string, addrs []netip.Addr, reassign bool) ([]netip.Addr, error)
 	AssignIPv6(ctx context.Context, eni string, addrs []netip.Addr) error
+	UnassignIPv4(ctx context.Context, eni string, addrs []netip.Addr) error
 	UnassignIPv6(ctx context.Context, eni string, addrs []netip.Addr) error
 	Holders(ctx context.Context, subnet string, addrs []netip.Addr) (map[netip.Addr]Holder, error)
 	Unmanaged(ctx context.Context, eni string) (bool, error)
@@ -32,7 +35,18 @@ type Claim struct {
 	// CheckHolder demands that the present holder of the address is known not to be the VPC CNI's before anything is assigned or
 	// moved, CheckENI the same of the ENI itself.
 	CheckHolder, CheckENI bool
+	// Floating marks an address that another pod may claim at any time (a virtual address): after a first attempt that settled nothing,
+	// whatever the reason, its holder is read before each further one.
+	Floating bool
+	// TakeNothing demands that the address is put on the ENI only if no other holds it. That is for addresses that are found, not
+	// claimed: after a restart, a resync or drift.
+	TakeNothing bool
+	// Held tells that the ENI held the address not long before this claim. Searches lag behind assignments, so that one may still show
+	// it there although another ENI has it by now.
+	Held bool
 
+	// tried is set once an attempt did not settle the claim.
+	tried bool
 	// unsure is set once a call for the address went without a usable answer: what it did must be read before it is repeated,
 	// or a newer claim by somebody else would be undone.
 	unsure bool
@@ -40,6 +54,8 @@ type Claim struct {
 	before string
 	// read is set once before is known.
 	read bool
+	// shown counts refusals of an address that searches showed on the ENI all the same.
+	shown int
 	// alone counts refusals of the address alone while nobody was seen to hold it; refusal is the last of them.
 	alone   int
 	refusal error
@@ -54,6 +70,22 @@ type Claim struct {
 // Owed tells whether the address was taken off another ENI and may be on none now: an agent may not end before it has tried to put
 // that right.
 func (c Claim) Owed() bool { return c.takenFrom != "" }
+
+// Unsure tells whether an unanswered call may have put the address on the ENI.
+func (c Claim) Unsure() bool { return c.unsure }
+
+// Renewed is the claim of an address that was added anew while an older claim of it was not settled. What the older one took off
+// another ENI is still to be put somewhere.
+func (c Claim) Renewed(old Claim) Claim {
+	c.takenFrom = old.takenFrom
+	return c
+}
+
+// Following is the claim of an address that this agent itself put on another ENI: it may be taken from there, and from nowhere else.
+func (c Claim) Following(eni string) Claim {
+	c.tried, c.read, c.before = true, true, eni
+	return c
+}
 
 // Verdict is what came of a claim in one attempt.
 type Verdict int
@@ -124,6 +156,10 @@ type attempt struct {
 
 func (t *attempt) settle(v Verdict, err error, claims ...Claim) {
 	for _, c := range claims {
+		c.tried = c.tried || v != Done
+		if v == Done {
+			c.unsure, c.takenFrom = false, "" // what earlier calls did is of no matter any more
+		}
 		t.outcomes = append(t.outcomes, Outcome{Claim: c, Verdict: v, Err: err})
 	}
 }
@@ -139,6 +175,15 @@ func (t *attempt) fail(err error, claims ...Claim) {
 		c.unsure = c.unsure || !class.Certain()
 		t.settle(Again, err, c)
 	}
+}
+
+// failSearch settles claims for which a search failed: that changed nothing.
+func (t *attempt) failSearch(err error, claims ...Claim) {
+	if ClassOf(err) == Denied {
+		t.settle(Forbidden, err, claims...)
+		return
+	}
+	t.settle(Again, err, claims...)
 }
 
 // vet reads who holds what where that must be known before a call: in subnets the VPC CNI draws from, and after a call whose
@@ -158,16 +203,22 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 			return nil
 		}
 	}
-	ask, free := partition(claims, func(c Claim) bool { return c.CheckHolder || c.unsure || c.alone > 0 })
+	ask, free := partition(claims, func(c Claim) bool {
+		return c.CheckHolder || c.unsure || c.alone > 0 || c.Floating && c.tried
+	})
 	if len(ask) == 0 {
 		return free
 	}
 	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(ask))
 	if err != nil {
-		t.fail(err, ask...)
+		t.failSearch(err, ask...)
 		return free
 	}
 	for _, c := range ask {
+		if c.Held && held[c.Addr].ENI == t.eni {
+			free = append(free, c) // to assign what is there already does no harm
+			continue
+		}
 		c, call := t.judge(c, held)
 		switch {
 		case !call:
@@ -211,9 +262,16 @@ func (t *attempt) settleFull(claims []Claim) {
 // judge decides from the present holder whether a claim may still be pressed.
 func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
 	h, ok := held[c.Addr]
+	owed := c.Owed()
+	if ok {
+		c.takenFrom = "" // it is somewhere
+	}
 	switch {
 	case ok && h.ENI == t.eni:
-		t.settle(Done, nil, c)
+		t.settleShown(c)
+		return c, false
+	case ok && c.TakeNothing && !owed:
+		t.settle(Yielded, heldError(t.eni, c.Addr, h.ENI, "holds it, and it is not taken from there: it was found here, not added anew"), c)
 		return c, false
 	case ok && h.Primary:
 		t.settle(Rejected, primaryError(c.Addr, t.eni, h), c)
@@ -228,15 +286,25 @@ func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
 			"or reserve it (explicit subnet CIDR reservation)", c.Addr, t.eni, h.ENI, noManageTag), c)
 		return c, false
 	case ok && c.read && h.ENI != c.before:
-		t.settle(Yielded, &OpError{Op: "claim", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
-			Err: fmt.Errorf("%s claimed the address meanwhile and keeps it", h.ENI)}, c)
+		t.settle(Yielded, heldError(t.eni, c.Addr, h.ENI, "claimed the address meanwhile and keeps it"), c)
 		return c, false
-	}
-	if ok {
-		c.takenFrom = "" // it is somewhere
 	}
 	c.read, c.before = true, h.ENI
 	return c, true
+}
+
+// HeldError is why a claim yields: another ENI holds the address.
+type HeldError struct {
+	// Holder is that ENI.
+	Holder string
+	why    string
+}
+
+// Error implements error.
+func (e *HeldError) Error() string { return e.Holder + " " + e.why }
+
+func heldError(eni string, addr netip.Addr, holder, why string) error {
+	return &OpError{Op: "claim", ENI: eni, Addrs: []netip.Addr{addr}, Class: Contested, Err: &HeldError{Holder: holder, why: why}}
 }
 
 func primaryError(addr netip.Addr, eni string, h Holder) error {
@@ -247,13 +315,41 @@ func primaryError(addr netip.Addr, eni string, h Holder) error {
 // claimIPv4 makes one call for all addresses, and allows EC2 to move those that other ENIs hold. Only where the VPC CNI draws
 // from the subnet, addresses that nobody held a moment ago are assigned without that: the VPC CNI might have taken one since.
 func (t *attempt) claimIPv4(ctx context.Context, claims []Claim) {
-	careful, free := partition(claims, func(c Claim) bool { return c.CheckHolder && c.before == "" })
+	careful, free := partition(claims, func(c Claim) bool { return c.TakeNothing || c.CheckHolder && c.before == "" })
+	if len(free) > 0 && len(careful) > 0 && t.together(ctx, claims) {
+		return
+	}
 	if len(free) > 0 {
 		t.assignIPv4(ctx, free, true)
 	}
 	if len(careful) > 0 {
 		t.assignIPv4(ctx, careful, false)
 	}
+}
+
+// together tries one call for all of a restarted agent's addresses, those that may be moved and those that may not: mostly all are where
+// they belong. It tells whether that settled them.
+func (t *attempt) together(ctx context.Context, claims []Claim) bool {
+	if slices.ContainsFunc(claims, func(c Claim) bool { return c.CheckHolder || c.tried }) {
+		return false
+	}
+	answered, err := t.EC2.AssignIPv4(ctx, t.eni, addrsOf(claims), false)
+	switch class := ClassOf(err); {
+	case err == nil:
+		t.answered(ctx, claims, answered)
+	case class == Refused || class == Full:
+		return false
+	default:
+		t.fail(err, claims...)
+	}
+	return true
+}
+
+// answered settles claims of a call that EC2 accepted.
+func (t *attempt) answered(ctx context.Context, claims []Claim, named []netip.Addr) {
+	sure, unnamed := partition(claims, func(c Claim) bool { return slices.Contains(named, c.Addr) })
+	t.settle(Done, nil, sure...)
+	t.verify(ctx, unnamed)
 }
 
 func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool) {
@@ -263,9 +359,7 @@ func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool)
 	answered, err := t.EC2.AssignIPv4(ctx, t.eni, addrsOf(claims), reassign)
 	switch class := ClassOf(err); {
 	case err == nil:
-		named, unnamed := partition(claims, func(c Claim) bool { return slices.Contains(answered, c.Addr) })
-		t.settle(Done, nil, named...)
-		t.verify(ctx, unnamed)
+		t.answered(ctx, claims, answered)
 	case class != Refused && class != Full:
 		t.fail(err, claims...)
 	case len(claims) == 1 && class == Full:
@@ -273,11 +367,31 @@ func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool)
 		t.settleFull(claims)
 	case len(claims) == 1:
 		t.explainIPv4(ctx, claims[0], err)
+	case class == Refused && slices.ContainsFunc(claims, func(c Claim) bool { return c.TakeNothing && !c.read }):
+		t.sift(ctx, claims, reassign)
 	default:
 		// EC2 refuses the whole batch for one address. Halving finds the bad one and lets the good ones pass.
 		half := len(claims) / 2
 		t.assignIPv4(ctx, claims[:half], reassign)
 		t.assignIPv4(ctx, claims[half:], reassign)
+	}
+}
+
+// sift reads who holds addresses that are not to be taken from anybody, and assigns those that nobody holds.
+func (t *attempt) sift(ctx context.Context, claims []Claim, reassign bool) {
+	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(claims))
+	if err != nil {
+		t.failSearch(err, claims...)
+		return
+	}
+	var free []Claim
+	for _, c := range claims {
+		if c, press := t.judge(c, held); press {
+			free = append(free, c)
+		}
+	}
+	if len(free) > 0 {
+		t.assignIPv4(ctx, free, reassign)
 	}
 }
 
@@ -316,14 +430,16 @@ func (t *attempt) explainIPv4(ctx context.Context, c Claim, refusal error) {
 	}
 	switch h, ok := held[c.Addr]; {
 	case ok && h.ENI == t.eni:
-		t.settle(Done, nil, c)
+		t.settleShown(c)
+	case ok && c.TakeNothing:
+		t.judge(c, held)
 	case ok && h.Primary:
 		t.settle(Rejected, primaryError(c.Addr, t.eni, h), c)
 	case ok && c.CheckHolder && c.before != h.ENI:
 		// Somebody took it between the look and the call; the next attempt looks, and judges, again.
 		c.read = false
 		t.settle(Again, refusal, c)
-	case !ok && c.CheckHolder:
+	case !ok && (c.CheckHolder || c.TakeNothing):
 		// It was assigned without leave to move it, so somebody may hold it whom the search does not show yet.
 		c.read = false
 		t.settleAlone(c, refusal)
@@ -390,7 +506,7 @@ func (t *attempt) giveBack(ctx context.Context, c Claim) {
 		}
 		t.Log.InfoContext(ctx, "no room: given back", "address", c.Addr, "to", c.takenFrom)
 		c.takenFrom, c.read, c.before = "", false, ""
-		c.fullAt = 1
+		c.fullAt = math.MaxInt // not known: whatever is in use next time may be less
 		if n, err := t.EC2.IPv6Slots(ctx, t.eni); err == nil {
 			c.fullAt = n
 		}
@@ -402,7 +518,7 @@ func (t *attempt) giveBack(ctx context.Context, c Claim) {
 func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, refusal error) {
 	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(claims))
 	if err != nil {
-		t.fail(err, claims...)
+		t.failSearch(err, claims...)
 		return
 	}
 	var unheld []Claim
@@ -527,6 +643,18 @@ func (t *attempt) tryIPv6(ctx context.Context, c Claim, refusal error) {
 	default:
 		t.fail(err, c)
 	}
+}
+
+// settleShown settles an address that EC2 refused, or was not asked for yet, and that a search shows on our own ENI.
+func (t *attempt) settleShown(c Claim) {
+	if c.Held {
+		if c.shown++; c.shown < aloneLimit {
+			t.settle(Again, &OpError{Op: "wait for", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
+				Err: errors.New("EC2 refuses it although searches show it on the ENI: they may lag")}, c)
+			return
+		}
+	}
+	t.settle(Done, nil, c)
 }
 
 // settleAlone settles an address that EC2 refuses alone and nobody is seen to hold.

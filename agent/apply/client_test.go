@@ -216,6 +216,11 @@ func TestClientRequests(t *testing.T) {
 			call: func(ctx context.Context, c *Client) (any, error) { return nil, c.AssignIPv6(ctx, "eni-1", six) },
 			form: map[string]string{"Action": "AssignIpv6Addresses", "Ipv6Addresses.1": "2001:db8::5"},
 		},
+		"unassign IPv4": {
+			body: `<R><return>true</return></R>`,
+			call: func(ctx context.Context, c *Client) (any, error) { return nil, c.UnassignIPv4(ctx, "eni-1", four) },
+			form: map[string]string{"Action": "UnassignPrivateIpAddresses", "NetworkInterfaceId": "eni-1", "PrivateIpAddress.1": "10.0.17.5", "PrivateIpAddress.2": "10.0.17.6"},
+		},
 		"unassign IPv6": {
 			body: `<R><networkInterfaceId>eni-1</networkInterfaceId></R>`,
 			call: func(ctx context.Context, c *Client) (any, error) { return nil, c.UnassignIPv6(ctx, "eni-1", six) },

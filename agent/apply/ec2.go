@@ -1,22 +1,22 @@
 package apply
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
@@ -55,24 +55,29 @@ type Holder struct {
 // own; failures are [*OpError].
 type Client struct {
 	ec2   *ec2.Client
-	creds *markedCredentials
+	creds *keptCredentials
+	line  *line
+	log   *slog.Logger
+	node  node
 }
+
+// Option changes what [New] makes.
+type Option func(*ec2.Options)
 
 // New makes a client from the SDK's default chain (environment, IRSA, EKS Pod Identity, instance role) and the SDK's variables
 // for endpoints. The instance role is read through the same metadata client as the node's identity, so that one session token
 // serves both. Without a Region in the environment, the node's is asked for, which may fail for as long as metadata is away.
 //
 // What the environment says is checked here, because the SDK would find it out with each call and waiting does not mend it.
-func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, log *slog.Logger, appID string) (*Client, error) {
+func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, log *slog.Logger, appID string, options ...Option) (*Client, error) {
 	cfg, err := config.LoadDefaultConfig(ctx,
-		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
-			t.DialContext = dialer.DialContext
-			t.ForceAttemptHTTP2 = false
-			t.TLSHandshakeTimeout = attemptTimeout
-		})),
+		config.WithHTTPClient(sdkClient(dialer)),
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 		config.WithAppID(appID),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata.Client() }),
+		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient = endpointClient(dialer) }),
+		// How long credentials are used is decided here, not by what the SDK would cut off them.
+		config.WithCredentialsCacheOptions(func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 0 }),
 		config.WithLogger(logging.LoggerFunc(func(level logging.Classification, format string, args ...any) {
 			log.Debug("AWS SDK", "level", string(level), "message", fmt.Sprintf(format, args...))
 		})),
@@ -88,61 +93,70 @@ func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, l
 	if !locate.IsRegion(cfg.Region) {
 		return nil, fmt.Errorf("%w: %q is no Region (AWS_REGION)", ErrConfiguration, cfg.Region)
 	}
-	creds := &markedCredentials{inner: cfg.Credentials}
-	cfg.Credentials = creds
-	cfg.HTTPClient = wholeAnswers{cfg.HTTPClient}
-	client := ec2.NewFromConfig(cfg)
-	if at := client.Options().BaseEndpoint; at != nil && !locate.IsEndpoint(*at) {
+	return newClient(ctx, cfg, dialer, log, options)
+}
+
+// newClient makes a client of the SDK's configuration.
+func newClient(ctx context.Context, cfg aws.Config, dialer locate.Dialer, log *slog.Logger, options []Option) (*Client, error) {
+	c := &Client{creds: &keptCredentials{inner: cfg.Credentials}, log: log, node: newNode()}
+	cfg.Credentials = c.creds
+	at, err := endpointOf(ctx, ec2.NewFromConfig(cfg).Options())
+	if err != nil {
+		return nil, err
+	}
+	client, ok := cfg.HTTPClient.(*awshttp.BuildableClient)
+	if !ok {
+		return nil, fmt.Errorf("the SDK made an HTTP client of type %T", cfg.HTTPClient)
+	}
+	if c.line, err = newLine(client.GetTransport(), dialer, at); err != nil {
+		return nil, fmt.Errorf("%w: %w (HTTPS_PROXY)", ErrConfiguration, err)
+	}
+	cfg.HTTPClient = wholeAnswers{c.line}
+	c.ec2 = ec2.NewFromConfig(cfg, func(o *ec2.Options) {
+		for _, option := range options {
+			option(o)
+		}
+	})
+	return c, nil
+}
+
+// endpointOf finds out where the SDK will send its requests.
+func endpointOf(ctx context.Context, o ec2.Options) (*url.URL, error) {
+	if at := o.BaseEndpoint; at != nil && !locate.IsEndpoint(*at) {
 		return nil, fmt.Errorf("%w: %q is no endpoint: want http://HOST or https://HOST (AWS_ENDPOINT_URL_EC2)", ErrConfiguration, *at)
 	}
-	return &Client{ec2: client, creds: creds}, nil
+	endpoint, err := o.EndpointResolverV2.ResolveEndpoint(ctx, ec2.EndpointParameters{
+		Region:       &o.Region,
+		UseDualStack: aws.Bool(o.EndpointOptions.UseDualStackEndpoint == aws.DualStackEndpointStateEnabled),
+		UseFIPS:      aws.Bool(o.EndpointOptions.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled),
+		Endpoint:     o.BaseEndpoint,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: no EC2 endpoint: %w", ErrConfiguration, err)
+	}
+	return &endpoint.URI, nil
 }
 
 var _ ec2rolecreds.GetMetadataAPIClient = (*imds.Client)(nil)
 
-// wholeAnswers reads an answer to its end before the SDK sees it. The SDK closes a body it is still reading when the last bytes come in
-// a segment of their own, and takes that for a lost answer.
-type wholeAnswers struct{ inner aws.HTTPClient }
-
-// Do implements [aws.HTTPClient].
-func (w wholeAnswers) Do(req *http.Request) (*http.Response, error) {
-	resp, err := w.inner.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, fmt.Errorf("read the answer: %w", err)
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp, nil
-}
-
-// markedCredentials makes a failure to get credentials recognisable among the failures of a call.
-type markedCredentials struct{ inner aws.CredentialsProvider }
-
-// Retrieve implements [aws.CredentialsProvider].
-func (m *markedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	c, err := m.inner.Retrieve(ctx)
-	if err != nil {
-		return c, &credentialsError{err}
-	}
-	return c, nil
-}
-
-// invalidate makes the next call fetch fresh credentials.
-func (m *markedCredentials) invalidate() {
-	if c, ok := m.inner.(*aws.CredentialsCache); ok {
-		c.Invalidate()
-	}
-}
-
-// Warm fetches credentials ahead of the first call. Its failure is no news: the call itself will tell.
+// Warm makes the next call one round trip: credentials that end soon are replaced, and a connection to EC2 is established without
+// sending anything on it. It is called at the start and then once a minute. Its failure is no news: the call itself will tell.
 func (c *Client) Warm(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 	defer cancel()
-	_, _ = c.creds.Retrieve(ctx)
+	var wg sync.WaitGroup
+	for what, warm := range map[string]func(context.Context) error{"credentials": c.creds.warm, "connection": c.line.warm} {
+		wg.Go(func() {
+			if err := warm(ctx); err != nil {
+				c.log.Debug("cannot prepare the next EC2 call", "what", what, "error", scrub(err.Error()))
+			}
+		})
+	}
+	wg.Wait()
 }
+
+// Close gives up the connections that are kept. Calls still work, each with a connection of its own.
+func (c *Client) Close() { c.line.close() }
 
 // AssignIPv4 puts addresses on an ENI in one call, with reassign also those that another ENI holds as secondary addresses. It
 // gives the addresses EC2 names in its answer. EC2 refuses all when it refuses one.
@@ -184,6 +198,14 @@ func (c *Client) AssignIPv6(ctx context.Context, eni string, addrs []netip.Addr)
 			}
 		}
 		return nil
+	})
+}
+
+// UnassignIPv4 takes secondary addresses off an ENI. EC2 refuses all when one is not there.
+func (c *Client) UnassignIPv4(ctx context.Context, eni string, addrs []netip.Addr) error {
+	return c.call(ctx, "UnassignPrivateIpAddresses", eni, addrs, func(ctx context.Context) error {
+		_, err := c.ec2.UnassignPrivateIpAddresses(ctx, &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &eni, PrivateIpAddresses: texts(addrs)})
+		return err
 	})
 }
 
@@ -260,7 +282,8 @@ func (c *Client) describe(ctx context.Context, eni string, read func(types.Netwo
 func (c *Client) call(ctx context.Context, op, eni string, addrs []netip.Addr, do func(context.Context) error) error {
 	attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	err := do(attempt)
+	var used string
+	err := do(context.WithValue(attempt, usedKey{}, &used))
 	if err == nil {
 		return nil
 	}
@@ -269,7 +292,7 @@ func (c *Client) call(ctx context.Context, op, eni string, addrs []netip.Addr, d
 	}
 	e := newOpError(op, eni, addrs, err)
 	if e.Class == Expired {
-		c.creds.invalidate()
+		c.creds.invalidate(used)
 	}
 	return e
 }

@@ -24,7 +24,7 @@ const (
 	Throttled
 	// Unavailable: EC2 answered that it could not do it now. The call may have taken effect.
 	Unavailable
-	// Expired: the credentials are too old; fresh ones will do.
+	// Expired: the credentials are too old, or the node's clock is wrong; fresh ones will do, and EC2's own time.
 	Expired
 	// NoCredentials: nobody gave credentials yet.
 	NoCredentials
@@ -83,8 +83,9 @@ func (e *OpError) Error() string {
 		fmt.Fprintf(&b, " on %s", e.ENI)
 	}
 	var api smithy.APIError
+	var signing *credentialsError
 	switch {
-	case e.Code != "" && errors.As(e.Err, &api):
+	case e.Code != "" && errors.As(e.Err, &api) && !errors.As(e.Err, &signing):
 		fmt.Fprintf(&b, ": %s: %s", e.Code, oneLine(api.ErrorMessage()))
 	default:
 		fmt.Fprintf(&b, ": %s", oneLine(e.Err.Error()))
@@ -163,9 +164,21 @@ func newOpError(op, eni string, addrs []netip.Addr, err error) *OpError {
 		return e
 	}
 	e.Code = codeOf(err)
-	e.Class = classify(e.Code, status)
+	if e.Class = classify(e.Code, status); e.Class == Denied && wrongClock(err) {
+		e.Class = Expired
+	}
 	return e
 }
+
+// wrongClock tells whether a request was refused because of the time it was signed with. The SDK marks that, by the date of the answer, and
+// corrects the time of the next request.
+func wrongClock(err error) bool {
+	var marked interface{ RetryableError() bool }
+	return errors.As(err, &marked) && marked.RetryableError()
+}
+
+// unknownCode is what the SDK makes of an error answer without a code.
+const unknownCode = "UnknownError"
 
 func codeOf(err error) string {
 	var api smithy.APIError
@@ -185,7 +198,7 @@ func classify(code string, status int) Class {
 	switch {
 	case status >= http.StatusInternalServerError:
 		return Unavailable
-	case code == "" || code == "UnknownError":
+	case code == "" || code == unknownCode:
 		// An answer whose body is not EC2's says nothing about the request.
 		return Unanswered
 	case status >= http.StatusBadRequest:
@@ -197,7 +210,7 @@ func classify(code string, status int) Class {
 // credentialsError marks a failure to get credentials, which happens before anything is sent to EC2.
 type credentialsError struct{ err error }
 
-func (e *credentialsError) Error() string { return "get AWS credentials: " + e.err.Error() }
+func (e *credentialsError) Error() string { return "get AWS credentials: " + scrub(e.err.Error()) }
 func (e *credentialsError) Unwrap() error { return e.err }
 
 // class tells "there is none for you" from "could not ask". A role that is missing from metadata is a 404, a role that may not

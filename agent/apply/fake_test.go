@@ -61,6 +61,8 @@ type fakeEC2 struct {
 	bad map[netip.Addr]bool
 	// v6Again is the answer to assigning an IPv6 address where it is already; nil is success.
 	v6Again error
+	// v4Again refuses an IPv4 address where it is already, unless it may be moved.
+	v4Again bool
 	// mute leaves the addresses out of the answer of AssignIPv4.
 	mute bool
 	// stale overrides what a search shows, for the given number of searches.
@@ -145,6 +147,8 @@ func (f *fakeEC2) assign(op, eni string, as []netip.Addr, reassign bool) error {
 		switch {
 		case f.bad[a]:
 			return f.refuse(op, eni, as, "InvalidParameterValue", "Address does not fall within the subnet's address range")
+		case holder == eni && a.Is4() && f.v4Again && !reassign:
+			return f.refuse(op, eni, as, "InvalidParameterValue", "already assigned")
 		case holder == eni:
 			if a.Is6() && f.v6Again != nil {
 				return newOpError(op, eni, as, f.v6Again)
@@ -199,7 +203,16 @@ func (f *fakeEC2) AssignIPv6(_ context.Context, eni string, as []netip.Addr) err
 	return fail
 }
 
+// UnassignIPv4 is as strict as EC2 is.
+func (f *fakeEC2) UnassignIPv4(_ context.Context, eni string, as []netip.Addr) error {
+	return f.unassign("unassign4", eni, as)
+}
+
 func (f *fakeEC2) UnassignIPv6(_ context.Context, eni string, as []netip.Addr) error {
+	return f.unassign("unassign6", eni, as)
+}
+
+func (f *fakeEC2) unassign(op, eni string, as []netip.Addr) error {
 	for _, a := range as {
 		for id, e := range f.enis {
 			if slices.Contains(e.primary, a) {
@@ -207,13 +220,13 @@ func (f *fakeEC2) UnassignIPv6(_ context.Context, eni string, as []netip.Addr) e
 			}
 		}
 	}
-	apply, fail := f.begin("unassign6", eni, as, "")
+	apply, fail := f.begin(op, eni, as, "")
 	if apply {
 		e := f.enis[eni]
 		for _, a := range as {
 			if e == nil || !e.held[a] {
 				if fail == nil {
-					fail = f.refuse("unassign6", eni, as, "InvalidParameterValue", "is not mapped to interface ID")
+					fail = f.refuse(op, eni, as, "InvalidParameterValue", "is not mapped to interface ID")
 				}
 				return fail
 			}

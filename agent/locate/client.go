@@ -55,7 +55,7 @@ func New(dialer Dialer) (*Metadata, error) {
 		Retryer:        aws.NopRetryer{},
 		EnableFallback: fallback(env),
 	})
-	return &Metadata{client: client, token: token, disabled: env.EC2IMDSClientEnableState == imds.ClientDisabled}, nil
+	return &Metadata{client: client, token: token, disabled: env.EC2IMDSClientEnableState == imds.ClientDisabled, elsewhere: elsewhere(env)}, nil
 }
 
 // fallback honours AWS_EC2_METADATA_V1_DISABLED.

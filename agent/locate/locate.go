@@ -1,7 +1,7 @@
 // Package locate finds out which ENIs the node has, from the instance metadata service (IMDS).
 //
-// Metadata is asked for identity only: which ENI has which MAC, device number, subnet and delegated prefixes. Its lists of
-// addresses are stale both ways and are not read here.
+// Metadata is asked for identity: which ENI has which MAC, device number, subnet and delegated prefixes. Its lists of addresses are stale
+// both ways, so they are read only for [Metadata.Listed]. Where metadata is closed to pods, a [Finder] asks EC2 instead.
 package locate
 
 import (
@@ -31,7 +31,8 @@ const parallelReads = 8
 // ErrHopLimit means that the instance's metadata answers only with a session token, and that the answer with the token never
 // arrives: it is sent with the instance's hop limit, which is too small for a pod.
 var ErrHopLimit = errors.New("the metadata service demands a session token (IMDSv2) and its answer with the token does not reach this pod: " +
-	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more")
+	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more, or give the pod credentials of its own " +
+	"(IRSA, EKS Pod Identity) and AWS_REGION")
 
 // ErrIncomplete means that metadata lists a MAC without saying yet which ENI it is: the ENI is being attached, or replaced.
 var ErrIncomplete = errors.New("metadata does not tell yet which ENI has the MAC")
@@ -40,23 +41,27 @@ var ErrIncomplete = errors.New("metadata does not tell yet which ENI has the MAC
 var ErrNoMetadata = errors.New("no EC2 instance metadata")
 
 // ErrDisabled means that the environment forbids the use of metadata. No waiting will help.
-var ErrDisabled = fmt.Errorf("%w: AWS_EC2_METADATA_DISABLED is set, and the node's ENIs are known from nowhere else: unset it", ErrNoMetadata)
+var ErrDisabled = fmt.Errorf("%w: AWS_EC2_METADATA_DISABLED is set: unset it, or give the pod credentials of its own "+
+	"(IRSA, EKS Pod Identity) and AWS_REGION", ErrNoMetadata)
 
 // Metadata reads what the node's IMDS tells.
 type Metadata struct {
 	client   *imds.Client
 	token    *tokenTransport
 	disabled bool
+	// elsewhere tells that the environment has credentials that do not come from metadata.
+	elsewhere bool
 }
 
 // Region gives the node's AWS Region.
 func (m *Metadata) Region(ctx context.Context) (string, error) {
 	region, err := m.value(ctx, "placement/region")
 	if err != nil {
-		return "", fmt.Errorf("read the Region: %w", err)
+		return "", fmt.Errorf("read the Region, because AWS_REGION is not set: %w", err)
 	}
 	if !IsRegion(region) {
-		return "", fmt.Errorf("read the Region: %w: placement/region holds %.40q; set AWS_REGION", ErrNoMetadata, region)
+		// What it holds is not shown: nobody knows what a service that is no metadata gives away.
+		return "", fmt.Errorf("read the Region: %w: placement/region holds no name of a Region; set AWS_REGION", ErrNoMetadata)
 	}
 	return region, nil
 }
@@ -204,7 +209,7 @@ func (m *Metadata) prefixes(ctx context.Context, key string) ([]netip.Prefix, er
 	for _, l := range lines {
 		p, err := netip.ParsePrefix(l)
 		if err != nil {
-			return nil, fmt.Errorf("metadata %s: %w", key, err)
+			return nil, fmt.Errorf("metadata %s: %w: it holds no CIDR block", key, ErrNoMetadata)
 		}
 		ps = append(ps, p.Masked())
 	}

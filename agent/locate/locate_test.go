@@ -34,7 +34,7 @@ type imdsServer struct {
 
 	mu     sync.Mutex
 	tokens int
-	valid  string
+	valid  map[string]bool // as on AWS, a new token does not end the others
 	gets   []string
 	stop   chan struct{}
 }
@@ -58,14 +58,18 @@ func (s *imdsServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case s.tokenStatus != 0:
 			w.WriteHeader(s.tokenStatus)
 		default:
-			s.valid = fmt.Sprintf("token-%d", s.tokens)
+			token := fmt.Sprintf("token-%d", s.tokens)
+			if s.valid == nil {
+				s.valid = map[string]bool{}
+			}
+			s.valid[token] = true
 			w.Header().Set("X-aws-ec2-metadata-token-ttl-seconds", r.Header.Get("X-aws-ec2-metadata-token-ttl-seconds"))
-			_, _ = w.Write([]byte(s.valid))
+			_, _ = w.Write([]byte(token))
 		}
 		return
 	}
 	s.gets = append(s.gets, r.URL.Path)
-	if token := r.Header.Get("X-aws-ec2-metadata-token"); s.needToken && (token == "" || token != s.valid) {
+	if token := r.Header.Get("X-aws-ec2-metadata-token"); s.needToken && !s.valid[token] {
 		w.WriteHeader(http.StatusUnauthorized)
 		return
 	}

@@ -40,6 +40,7 @@ func (Namespace) Snapshot(ctx context.Context) (plan.Snapshot, error) {
 		var consistent bool
 		s, consistent, err = look()
 		if err == nil && consistent {
+			s.Stamp = stampNow()
 			return s, nil
 		}
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -93,6 +94,10 @@ func look() (s plan.Snapshot, consistent bool, err error) {
 		a.Link = link
 		s.Addresses = append(s.Addresses, a)
 	}
+	// The kernel's order changes when a first address of a subnet goes; that alone is no change.
+	slices.SortFunc(s.Addresses, func(a, b plan.Address) int {
+		return cmp.Or(cmp.Compare(a.Link.Index, b.Link.Index), a.Addr.Compare(b.Addr), cmp.Compare(a.Bits, b.Bits), cmp.Compare(a.CStamp, b.CStamp))
+	})
 	return s, true, nil
 }
 

@@ -184,7 +184,7 @@ func ownLinks(s Snapshot, podIPs []netip.Addr) map[int]bool {
 func dropDuplicates(assign, skipped []Decision) (kept, rest []Decision) {
 	latest := map[netip.Addr]int{}
 	for i, d := range assign {
-		if l, ok := latest[d.Address.Addr]; !ok || newer(d.Address, assign[l].Address) {
+		if l, ok := latest[d.Address.Addr]; !ok || Newer(d.Address, assign[l].Address) {
 			latest[d.Address.Addr] = i
 		}
 	}
@@ -199,8 +199,8 @@ func dropDuplicates(assign, skipped []Decision) (kept, rest []Decision) {
 	return kept, skipped
 }
 
-// newer compares creation stamps the way the kernel's wrapping counter demands.
-func newer(a, b Address) bool {
+// Newer tells whether a was added after b, by creation stamps compared the way the kernel's wrapping counter demands.
+func Newer(a, b Address) bool {
 	if a.CStamp != b.CStamp {
 		return int32(a.CStamp-b.CStamp) > 0
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Link is a network interface as the kernel of the pod's network namespace shows it.
@@ -53,6 +54,9 @@ type Address struct {
 	// CStamp is the kernel's creation stamp (IFA_CACHEINFO, hundredths of a second since boot): a re-added address has a newer
 	// one than an address that stayed.
 	CStamp uint32
+	// Epoch tells additions apart that fall into one tick of CStamp: it differs when the address was heard to be removed and added
+	// again since.
+	Epoch uint64
 	// LinkScope is true for addresses with a scope narrower than site (link, host): they are not meant to be reached from
 	// outside.
 	LinkScope bool
@@ -66,10 +70,38 @@ type Address struct {
 // String gives the address with its interface, as log lines and errors name it.
 func (a Address) String() string { return fmt.Sprintf("%s on %s", a.Addr, a.Link.Name) }
 
+// Addition tells one addition of an address to an interface from the next: an address that was removed and added again is a new claim,
+// also when both fell between two looks.
+type Addition struct {
+	// Link is the interface's index.
+	Link int
+	// CStamp and Epoch are those of the [Address].
+	CStamp uint32
+	Epoch  uint64
+}
+
+// Addition gives what tells this addition of the address from others.
+func (a Address) Addition() Addition {
+	return Addition{Link: a.Link.Index, CStamp: a.CStamp, Epoch: a.Epoch}
+}
+
 // Snapshot is one consistent look at a network namespace.
 type Snapshot struct {
 	Links     []Link
 	Addresses []Address
+	// Heard is when the first event arrived that led to this look; zero for a look that no event led to.
+	Heard time.Time
+	// Stamp is the CStamp that an address added at the time of the look would have; 0 when it is not known.
+	Stamp uint32
+}
+
+// Age is how long before the look the address was added, by the kernel's clock; 0 when the look does not tell.
+func (s Snapshot) Age(a Address) time.Duration {
+	if s.Stamp == 0 || a.CStamp == 0 {
+		return 0
+	}
+	// The stamps wrap after 497 days, so their difference counts, and one below zero is rounding.
+	return max(0, time.Duration(int32(s.Stamp-a.CStamp))*10*time.Millisecond) //nolint:gosec // as the comment says
 }
 
 // ENI is an elastic network interface of this node, as far as instance metadata vouches for it: who it is, not which addresses

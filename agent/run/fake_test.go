@@ -156,6 +156,11 @@ func (f *fakeEC2) UnassignIPv6(_ context.Context, eni string, addrs []netip.Addr
 	return nil
 }
 
+func (f *fakeEC2) UnassignIPv4(_ context.Context, eni string, addrs []netip.Addr) error {
+	f.note("unassign4", eni, addrs)
+	return nil
+}
+
 func (f *fakeEC2) Holders(_ context.Context, subnet string, addrs []netip.Addr) (map[netip.Addr]apply.Holder, error) {
 	f.note("holders", subnet, addrs)
 	if f.holders == nil {

@@ -25,7 +25,7 @@ type Observer interface {
 	Snapshot(ctx context.Context) (plan.Snapshot, error)
 }
 
-// Locator knows the node's ENIs. [*locate.Metadata] is the real one.
+// Locator knows the node's ENIs. [*locate.Finder] is the real one.
 type Locator interface {
 	ENIs(ctx context.Context, macs []string) ([]plan.ENI, error)
 	All(ctx context.Context) ([]plan.ENI, error)
@@ -78,7 +78,7 @@ func (a *Agent) Init(ctx context.Context) error {
 	if err != nil {
 		return report.Fail(report.GaveUp, "read the pod's addresses: %w", err)
 	}
-	if err := a.expect(snapshot); err != nil {
+	if err := a.shortfall(snapshot, a.expectation()); err != nil {
 		return err
 	}
 	rules := a.rules()
@@ -120,10 +120,9 @@ func (a *Agent) rules() plan.Rules {
 	}
 }
 
-// expect checks that Multus made the interfaces the pod asked for. The interfaces setting, where given, says which of them
-// exist as interfaces at all.
-func (a *Agent) expect(s plan.Snapshot) error {
-	var want plan.Expectation
+// expectation gives the interfaces that the pod asked for. The interfaces setting, where given, says which of them exist as interfaces at
+// all.
+func (a *Agent) expectation() (want plan.Expectation) {
 	if len(a.Settings.Interfaces) > 0 {
 		want.Names = a.Settings.Interfaces
 	} else {
@@ -138,6 +137,11 @@ func (a *Agent) expect(s plan.Snapshot) error {
 			}
 		}
 	}
+	return want
+}
+
+// shortfall checks that Multus made the interfaces.
+func (a *Agent) shortfall(s plan.Snapshot, want plan.Expectation) error {
 	short := plan.Missing(s, a.Settings.Pod.IPs, want)
 	if !short.Any() {
 		return nil
@@ -192,6 +196,9 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 		if blocked := a.Routes.Blocked(); blocked != nil {
 			return nil, &report.Failure{Code: report.NoRoute, Err: blocked}
 		}
+		if lasting := lastingFault(err); lasting != nil {
+			return nil, lasting
+		}
 		if last = telling(ctx, last, err); errors.Is(last, locate.ErrHopLimit) {
 			hops++
 		} else {
@@ -205,6 +212,17 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 			return nil, a.stopped(stop, report.NoMetadata, last)
 		}
 	}
+}
+
+// lastingFault is the failure of a look for ENIs that waiting does not mend, where EC2 was asked in place of metadata; nil for any other.
+func lastingFault(err error) error {
+	switch {
+	case errors.Is(err, apply.ErrConfiguration):
+		return &report.Failure{Code: report.Usage, Err: err}
+	case apply.ClassOf(err) == apply.Denied:
+		return &report.Failure{Code: report.Permission, Err: err}
+	}
+	return nil
 }
 
 // patience is how often metadata is read again for these addresses on interfaces with unknown MACs.

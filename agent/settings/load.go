@@ -48,6 +48,9 @@ type Agent struct {
 	VPCCNISubnets []string
 	// MapBySubnet maps a link with a foreign MAC (macvlan) by subnet.
 	MapBySubnet bool
+	// MetricsPort is the TCP port at which a sidecar serves metrics; 0 means that
+	// it serves none.
+	MetricsPort int
 	// TerminationLog is the file for the termination message, "" for none.
 	TerminationLog string
 }

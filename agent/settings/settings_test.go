@@ -69,7 +69,7 @@ func TestDefaults(t *testing.T) {
 func TestLoadEverything(t *testing.T) {
 	got, err := Load(Init, flags(
 		"log-format", "text", "allow-primary-eni", "true", "vpc-cni-subnets", "subnet-0a, subnet-0b",
-		"map-by-subnet", "true", "termination-log", "-",
+		"map-by-subnet", "true", "metrics-port", "9464", "termination-log", "-",
 	), env(
 		"MIM_POD_NAME", "upf-0", "MIM_POD_NAMESPACE", "telco", "MIM_POD_UID", "u-1", "MIM_POD_IPS", "10.0.1.7,2001:db8::7",
 		"MIM_NETWORKS", "n3,other/n4@n4", "MIM_NETWORK_STATUS", "[]",
@@ -88,7 +88,7 @@ func TestLoadEverything(t *testing.T) {
 		Interfaces:    []string{"net1", "net3"},
 		Ignore:        []netip.Prefix{netip.MustParsePrefix("10.0.9.0/24"), netip.MustParsePrefix("2001:db8::5/128")},
 		Release:       true, Deadline: 90 * time.Second, LogLevel: slog.LevelDebug, LogFormat: "text",
-		AllowPrimaryENI: true, VPCCNISubnets: []string{"subnet-0a", "subnet-0b"}, MapBySubnet: true,
+		AllowPrimaryENI: true, VPCCNISubnets: []string{"subnet-0a", "subnet-0b"}, MapBySubnet: true, MetricsPort: 9464,
 	})
 }
 
@@ -171,6 +171,34 @@ func TestAnnotationRules(t *testing.T) {
 			}
 			if len(Join(p)) > 256 {
 				t.Errorf("%s: message of %d bytes", key, len(Join(p)))
+			}
+		}
+	}
+}
+
+// Every flag that no annotation overrides, and the values that only a flag may have.
+func TestFlagRules(t *testing.T) {
+	for flag, tt := range map[string]struct{ good, bad []string }{
+		"deadline":          {[]string{"0", "0s", "1s", "24h"}, []string{"-1s", "25h", "00", "0m"}},
+		"log-format":        {[]string{"json", "text"}, []string{"JSON", "xml"}},
+		"allow-primary-eni": {[]string{"true", "false"}, []string{"yes", "1"}},
+		"map-by-subnet":     {[]string{"true", "false"}, []string{"yes", "1"}},
+		"vpc-cni-subnets":   {[]string{"subnet-0a", "subnet-0a,subnet-0b"}, []string{"subnet-", "eni-0a", "subnet-0a,", "subnet-0A"}},
+		"metrics-port":      {[]string{"0", "1024", "9464", "65535"}, []string{"1", "80", "1023", "65536", "-1", "+9464", "09464", "9464 ", "http", "0x2400", "00"}},
+	} {
+		for _, v := range tt.good {
+			if _, err := Load(Sidecar, flags(flag, v), env()); err != nil {
+				t.Errorf("--%s=%s refused: %v", flag, v, err)
+			}
+		}
+		for _, v := range tt.bad {
+			var usage *UsageError
+			_, err := Load(Sidecar, flags(flag, v), env())
+			if !errors.As(err, &usage) || len(usage.Problems) != 1 || usage.Problems[0].Key != "--"+flag {
+				t.Errorf("--%s=%s: %v", flag, v, err)
+			}
+			if _, err := Args(Sidecar, map[string]string{flag: v}); err == nil {
+				t.Errorf("the installation renders --%s=%s", flag, v)
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -129,6 +130,9 @@ func clusterRows() []Row {
 		parsed("map-by-subnet", "map-by-subnet", "true, false",
 			"map an interface with a MAC of its own (macvlan) to the attached network interface of its subnet", every("false"), parseBool,
 			func(a *Agent, v bool) { a.MapBySubnet = v }).boolean(),
+		parsed("metrics-port", "metrics-port", "a port from 1024 to 65535, or 0 for none",
+			"port at which a sidecar serves Prometheus metrics, on all of the pod's addresses", every("0"), parsePort,
+			func(a *Agent, v int) { a.MetricsPort = v }),
 		parsed("termination-log", "termination-log", "a file name, or - for none",
 			"file that receives the one-line termination message", every(DefaultTerminationLog),
 			func(s string) (string, error) { return s, nil },
@@ -195,6 +199,15 @@ func parseLevel(s string) (slog.Level, error) {
 	}
 	err := level.UnmarshalText([]byte(s))
 	return level, err
+}
+
+// parsePort reads a port that an unprivileged process can listen at, or 0.
+func parsePort(s string) (int, error) {
+	port, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || port != 0 && port < 1024 || s != strconv.FormatUint(port, 10) {
+		return 0, fmt.Errorf("%q is neither 0 nor a port from 1024 to 65535", Shorten(s))
+	}
+	return int(port), nil
 }
 
 func parseDeadline(s string) (time.Duration, error) {

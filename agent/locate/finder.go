@@ -1,0 +1,133 @@
+package locate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/config"
+
+	"multus-ip-manager.io/agent/plan"
+)
+
+const (
+	// patience bounds one look at metadata where EC2 can be asked instead: the wait for a token and a little more.
+	patience = 2 * time.Second
+	// awayFor is how long metadata is left in peace once it was away.
+	awayFor = 5 * time.Minute
+)
+
+// Source is another place that knows the node's ENIs: EC2 itself. Its answers are as those of [Metadata].
+type Source interface {
+	ENIs(ctx context.Context, macs []string) ([]plan.ENI, error)
+	All(ctx context.Context) ([]plan.ENI, error)
+}
+
+// Finder finds the node's ENIs by metadata, and by EC2 where metadata is closed to pods. The latter needs credentials that do not come from
+// metadata (IRSA, EKS Pod Identity, keys): without such it does what [Metadata] does. EC2 is asked only when somebody asks for ENIs.
+type Finder struct {
+	Metadata *Metadata
+	// Connect gives EC2. Its failure is the failure of the look.
+	Connect func(ctx context.Context) (Source, error)
+	Log     *slog.Logger
+
+	mu sync.Mutex
+	// away is why metadata could not be had at the time since, empty when it could.
+	away  string
+	since time.Time
+}
+
+// ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in. An unknown MAC is left out.
+func (f *Finder) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) {
+	return f.find(ctx,
+		func(ctx context.Context) ([]plan.ENI, error) { return f.Metadata.ENIs(ctx, macs) },
+		func(ctx context.Context, s Source) ([]plan.ENI, error) { return s.ENIs(ctx, macs) })
+}
+
+// All describes every ENI of the node. By EC2 alone the node is known only after one of its MACs was asked for.
+func (f *Finder) All(ctx context.Context) ([]plan.ENI, error) {
+	return f.find(ctx, f.Metadata.All, func(ctx context.Context, s Source) ([]plan.ENI, error) { return s.All(ctx) })
+}
+
+// Listed gives what metadata lists. Where metadata is away and need not be there, nothing is listed: to ask EC2 instead would be a call
+// each minute by each pod, for nothing.
+func (f *Finder) Listed(ctx context.Context, macs []string) (map[string]Listing, error) {
+	if !f.Metadata.elsewhere {
+		return f.Metadata.Listed(ctx, macs)
+	}
+	if f.gone() != "" {
+		return nil, nil
+	}
+	listed, err := look(ctx, func(ctx context.Context) (map[string]Listing, error) { return f.Metadata.Listed(ctx, macs) })
+	if isAway(ctx, err) {
+		f.note(err)
+		return nil, nil
+	}
+	return listed, err
+}
+
+func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]plan.ENI, error), other func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
+	if !f.Metadata.elsewhere {
+		return metadata(ctx)
+	}
+	if f.gone() == "" {
+		enis, err := look(ctx, metadata)
+		if !isAway(ctx, err) {
+			return enis, err
+		}
+		f.note(err)
+	}
+	source, err := f.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	enis, err := other(ctx, source)
+	if err != nil {
+		// Why metadata is away is told but not wrapped: what is to be waited for, or mended, is EC2's fault.
+		return nil, fmt.Errorf("find the node's ENIs by EC2 (%s): %w", f.gone(), err)
+	}
+	return enis, nil
+}
+
+// look asks metadata, for no longer than is worth it.
+func look[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return ask(ctx)
+}
+
+// isAway tells whether a look at metadata failed because nothing useful answered, and not because the caller gave up. Metadata that knows
+// half of an ENI is there.
+func isAway(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil &&
+		(errors.Is(err, ErrNoMetadata) || errors.Is(err, ErrHopLimit) || errors.Is(err, context.DeadlineExceeded))
+}
+
+// note remembers that metadata is away.
+func (f *Finder) note(err error) {
+	f.Log.Info("no instance metadata; the node's ENIs are asked of EC2", "error", err, "for", awayFor.String())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.away, f.since = err.Error(), time.Now()
+}
+
+// gone gives why metadata is not asked now, empty if it may be.
+func (f *Finder) gone() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away != "" && time.Since(f.since) >= awayFor {
+		f.away = ""
+	}
+	return f.away
+}
+
+// elsewhere tells whether the environment has credentials that do not come from metadata: keys, a web identity (IRSA), or an endpoint of
+// its own (EKS Pod Identity, ECS).
+func elsewhere(env config.EnvConfig) bool {
+	return env.Credentials.HasKeys() ||
+		env.WebIdentityTokenFilePath != "" && env.RoleARN != "" ||
+		env.ContainerCredentialsEndpoint != "" || env.ContainerCredentialsRelativePath != ""
+}

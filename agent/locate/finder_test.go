@@ -1,0 +1,320 @@
+package locate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"multus-ip-manager.io/agent/plan"
+)
+
+func TestListed(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{keys: node(), needToken: true}
+	s.keys[base(mac1)+"local-ipv4s"] = "10.0.1.10\n10.0.1.5\nnone\n"
+	s.keys[base(mac1)+"ipv6s"] = "2001:DB8:0:1::5"
+	drop(mac2, "interface-id")(s.keys)
+	got, err := s.start(t).Listed(t.Context(), []string{mac1, mac2, "fa:ce:00:00:00:01"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Listing{mac1: {ENI: "eni-1", Addrs: []netip.Addr{netip.MustParseAddr("10.0.1.5"), netip.MustParseAddr("10.0.1.10"), netip.MustParseAddr("2001:db8:0:1::5")}}}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("listed (-want +got):\n%s", diff)
+	}
+	for _, g := range s.gets {
+		if strings.Contains(g, mac0) {
+			t.Errorf("%s was read, nobody asked for it", g)
+		}
+	}
+	s = &imdsServer{hook: func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusInternalServerError)
+		return true
+	}}
+	if got, err := s.start(t).Listed(t.Context(), []string{mac1}); !errors.Is(err, ErrNoMetadata) {
+		t.Errorf("lists %v, %v", got, err)
+	}
+	// A MAC is asked about as metadata writes it, and told as the kernel does.
+	s = &imdsServer{keys: node()}
+	rename(s.keys, mac1, "02:AA:00:00:00:01")
+	if got, err := s.start(t).Listed(t.Context(), []string{"02:aa:00:00:00:01"}); err != nil || got["02:aa:00:00:00:01"].ENI != "eni-1" {
+		t.Errorf("lists %v, %v", got, err)
+	}
+}
+
+// ec2Source is EC2 as a place that knows the ENIs.
+type ec2Source struct {
+	calls int
+	err   error
+}
+
+func (e *ec2Source) ENIs(context.Context, []string) ([]plan.ENI, error) {
+	e.calls++
+	return []plan.ENI{{ID: "eni-by-ec2"}}, e.err
+}
+
+func (e *ec2Source) All(ctx context.Context) ([]plan.ENI, error) { return e.ENIs(ctx, nil) }
+
+// finder makes one over the metadata and the source, for a pod with IRSA or without.
+func finder(m *Metadata, s *ec2Source) *Finder {
+	return &Finder{Metadata: m, Connect: func(context.Context) (Source, error) { return s, nil }, Log: slog.New(slog.DiscardHandler)}
+}
+
+// irsa sets the environment of a pod with a web identity, or of one with nothing.
+func irsa(t *testing.T, has bool) {
+	t.Helper()
+	for _, key := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"} {
+		t.Setenv(key, "")
+	}
+	if has {
+		t.Setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token")
+		t.Setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/telco")
+	}
+}
+
+// Without metadata, EC2 is asked, if there are credentials that do not come from metadata. Otherwise the fault of metadata is the answer.
+func TestFinder(t *testing.T) {
+	tests := map[string]struct {
+		s       *imdsServer
+		env     map[string]string
+		closed  error // what it is without other credentials; nil: metadata answers
+		waits   time.Duration
+		waiting error // an error that EC2 does not help with
+	}{
+		"metadata answers":          {s: &imdsServer{keys: node()}},
+		"hop limit":                 {s: &imdsServer{keys: node(), mute: true, needToken: true}, closed: ErrHopLimit, waits: tokenTimeout},
+		"hop limit, but version 1":  {s: &imdsServer{keys: node(), mute: true}, waits: tokenTimeout},
+		"disabled for the pod":      {s: &imdsServer{keys: node()}, env: map[string]string{"AWS_EC2_METADATA_DISABLED": "true"}, closed: ErrDisabled},
+		"disabled on the instance":  {s: &imdsServer{tokenStatus: 403, hook: refuse(403)}, closed: ErrNoMetadata},
+		"broken":                    {s: &imdsServer{hook: refuse(500)}, closed: ErrNoMetadata},
+		"no answer at all":          {s: &imdsServer{mute: true, hook: hang}, closed: ErrNoMetadata, waits: patience},
+		"knows half of the ENI yet": {s: &imdsServer{keys: halfNode()}, waiting: ErrIncomplete},
+	}
+	for name, tt := range tests {
+		for _, elsewhere := range []bool{true, false} {
+			t.Run(name+map[bool]string{true: ", IRSA", false: ""}[elsewhere], func(t *testing.T) {
+				irsa(t, elsewhere)
+				for k, v := range tt.env {
+					t.Setenv(k, v)
+				}
+				s := &imdsServer{keys: tt.s.keys, tokenStatus: tt.s.tokenStatus, mute: tt.s.mute, needToken: tt.s.needToken, hook: tt.s.hook}
+				s.inBubble(t, func(t *testing.T, m *Metadata) {
+					source := &ec2Source{}
+					f := finder(m, source)
+					started := time.Now()
+					enis, err := f.oneByOne(t.Context())
+					took := time.Since(started)
+					switch {
+					case tt.waiting != nil:
+						if !errors.Is(err, tt.waiting) || source.calls != 0 {
+							t.Errorf("%v, EC2 asked %d times", err, source.calls)
+						}
+					case tt.closed == nil:
+						if err != nil || len(enis) == 0 || enis[0].ID == "eni-by-ec2" {
+							t.Errorf("%v, %v", enis, err)
+						}
+					case elsewhere:
+						if err != nil || source.calls != 1 || took != tt.waits {
+							t.Errorf("%v, EC2 asked %d times, after %s, want %s", err, source.calls, took, tt.waits)
+						}
+					default:
+						if !errors.Is(err, tt.closed) || source.calls != 0 {
+							t.Errorf("%v, want %v; EC2 asked %d times", err, tt.closed, source.calls)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// oneByOne looks without reading side by side, which virtual time cannot follow in the SDK while a token is waited for.
+func (f *Finder) oneByOne(ctx context.Context) ([]plan.ENI, error) {
+	return f.find(ctx, func(ctx context.Context) ([]plan.ENI, error) {
+		if _, err := f.Metadata.macs(ctx); err != nil {
+			return nil, err
+		}
+		return f.Metadata.ENIs(ctx, []string{mac1})
+	}, func(ctx context.Context, s Source) ([]plan.ENI, error) { return s.ENIs(ctx, []string{mac1}) })
+}
+
+func halfNode() map[string]string {
+	k := node()
+	drop(mac1, "interface-id")(k)
+	return k
+}
+
+func refuse(status int) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(status); return true }
+}
+
+func hang(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
+
+// Metadata that is away is left in peace for some minutes, and then tried again.
+func TestFinderRemembers(t *testing.T) {
+	irsa(t, true)
+	asked := 0
+	s := &imdsServer{keys: node()}
+	broken := true
+	s.hook = func(w http.ResponseWriter, _ *http.Request) bool {
+		asked++
+		if broken {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		return broken
+	}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		source := &ec2Source{}
+		f := finder(m, source)
+		for range 4 {
+			if enis, err := f.All(t.Context()); err != nil || enis[0].ID != "eni-by-ec2" {
+				t.Fatalf("%v, %v", enis, err)
+			}
+			if listed, err := f.Listed(t.Context(), []string{mac1}); err != nil || len(listed) != 0 {
+				t.Errorf("lists %v, %v", listed, err)
+			}
+			pass(time.Minute)
+		}
+		if asked > 2 || source.calls != 4 {
+			t.Errorf("metadata was asked %d times, EC2 %d times", asked, source.calls)
+		}
+		before := asked
+		broken = false
+		pass(awayFor)
+		if enis, err := f.ENIs(t.Context(), []string{mac1}); err != nil || len(enis) != 2 || enis[1].ID != "eni-1" || asked == before {
+			t.Errorf("%v, %v", enis, err)
+		}
+		if listed, err := f.Listed(t.Context(), []string{mac1}); err != nil || listed[mac1].ENI != "eni-1" {
+			t.Errorf("lists %v, %v", listed, err)
+		}
+		broken = true
+		if listed, err := f.Listed(t.Context(), []string{mac1}); err != nil || len(listed) != 0 {
+			t.Errorf("away again: lists %v, %v", listed, err)
+		}
+		before = asked
+		if _, err := f.All(t.Context()); err != nil || asked != before {
+			t.Errorf("asked again after the listing failed: %v", err)
+		}
+	})
+}
+
+// EC2's own fault keeps its meaning: metadata's is told, and is not what is waited for. A caller that gives up is no fault of metadata.
+func TestFinderFaults(t *testing.T) {
+	irsa(t, true)
+	denied := errors.New("denied")
+	s := &imdsServer{hook: refuse(500)}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		var log bytes.Buffer
+		f := finder(m, &ec2Source{err: denied})
+		f.Log = slog.New(slog.NewTextHandler(&log, nil))
+		for range 3 {
+			if _, err := f.All(t.Context()); !errors.Is(err, denied) || errors.Is(err, ErrNoMetadata) || !strings.Contains(err.Error(), ErrNoMetadata.Error()) {
+				t.Errorf("%v", err)
+			}
+		}
+		if n := strings.Count(log.String(), "asked of EC2"); n != 1 {
+			t.Errorf("told %d times", n)
+		}
+		f = finder(m, nil)
+		f.Connect = func(context.Context) (Source, error) { return nil, ErrHopLimit }
+		if _, err := f.All(t.Context()); !errors.Is(err, ErrHopLimit) {
+			t.Errorf("%v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		f = finder(m, &ec2Source{})
+		if _, err := f.All(ctx); !errors.Is(err, context.Canceled) || f.gone() != "" {
+			t.Errorf("%v, remembers %q", err, f.gone())
+		}
+		// A failure without other credentials is the caller's to see, for the drift check too.
+		f.Metadata.elsewhere = false
+		if _, err := f.Listed(t.Context(), nil); !errors.Is(err, ErrNoMetadata) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// The caller's own deadline says nothing about metadata.
+func TestFinderCallersDeadline(t *testing.T) {
+	irsa(t, true)
+	s := &imdsServer{hook: hang}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		source := &ec2Source{}
+		f := finder(m, source)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := f.All(ctx); !errors.Is(err, context.DeadlineExceeded) || f.gone() != "" || source.calls != 0 {
+			t.Errorf("%v, remembers %q, EC2 asked %d times", err, f.gone(), source.calls)
+		}
+	})
+}
+
+func TestElsewhere(t *testing.T) {
+	tests := map[string]struct {
+		env  map[string]string
+		want bool
+	}{
+		"nothing":                   {nil, false},
+		"IRSA":                      {map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "arn"}, true},
+		"a token without a role":    {map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t"}, false},
+		"EKS Pod Identity":          {map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials"}, true},
+		"ECS":                       {map[string]string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}, true},
+		"keys":                      {map[string]string{"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s"}, true},
+		"half of them":              {map[string]string{"AWS_ACCESS_KEY_ID": "AKIA"}, false},
+		"a Region is no credential": {map[string]string{"AWS_REGION": "eu-central-1"}, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			irsa(t, false)
+			for k, v := range tt.env {
+				t.Setenv(k, v)
+			}
+			m, err := New(&pipes{})
+			if err != nil || m.elsewhere != tt.want {
+				t.Errorf("%t, want %t (%v)", m.elsewhere, tt.want, err)
+			}
+		})
+	}
+}
+
+// Without a Region in the environment and behind a hop limit, both cures are named.
+func TestRegionBehindAHopLimit(t *testing.T) {
+	s := &imdsServer{keys: node(), mute: true, needToken: true}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		_, err := m.Region(t.Context())
+		if !errors.Is(err, ErrHopLimit) || !strings.Contains(err.Error(), "hop limit") || !strings.Contains(err.Error(), "AWS_REGION") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// What is no metadata may be anything, credentials too: no answer is quoted.
+func TestAnswersAreNotQuoted(t *testing.T) {
+	const secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+	s := &imdsServer{hook: func(w http.ResponseWriter, _ *http.Request) bool {
+		_, _ = w.Write([]byte(secret))
+		return true
+	}}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		for name, read := range map[string]func(context.Context) error{
+			"Region": func(ctx context.Context) error { _, err := m.Region(ctx); return err },
+			"blocks": func(ctx context.Context) error { _, err := m.prefixes(ctx, keyOf(mac1, "ipv4-prefix")); return err },
+		} {
+			if err := read(t.Context()); err == nil || strings.Contains(err.Error(), secret[:8]) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
+
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }
