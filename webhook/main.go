@@ -20,7 +20,7 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err := execute(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv)
+	err := execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv)
 	stop()
 	if err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, "webhook:", err)
@@ -29,7 +29,7 @@ func main() {
 }
 
 // execute runs one command line until it is done or ctx ends.
-func execute(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) error {
+func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, getenv func(string) string) error {
 	root := &cobra.Command{
 		Use:           "webhook",
 		Short:         "Adds the ip-manager container to pods with Multus networks",
@@ -37,14 +37,15 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer, geten
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return errors.New("a command is needed: serve or version (webhook --help tells more)")
+			return errors.New("a command is needed: serve, inject or version (webhook --help tells more)")
 		},
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetArgs(args)
+	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(serveCommand(stderr, getenv), versionCommand())
+	root.AddCommand(serveCommand(stderr, getenv), injectCommand(getenv), versionCommand())
 	return root.ExecuteContext(ctx)
 }
 

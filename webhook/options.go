@@ -55,14 +55,19 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.configuration, "webhook-configuration", "multus-ip-manager", "MutatingWebhookConfiguration whose trust decides readiness (and is kept up by the source self); empty: not looked at")
 	f.StringSliceVar(&o.names, "dns-names", nil, "DNS names and IP addresses for which the source self issues the certificate")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside the cluster")
+	o.addInjectionFlags(f)
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", "json", "json or text")
+}
+
+// addInjectionFlags adds those that say what is injected.
+func (o *options) addInjectionFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.configFile, "config", "", "JSON file with the injection's settings; flags win over it")
-	f.StringVar(&o.mode, "default-mode", "", "mode of pods for which neither the namespace nor the pod names one: init (default)")
+	f.StringVar(&o.mode, "default-mode", "", "mode of pods for which neither the namespace nor the pod names one: init (default) or sidecar")
 	f.StringVar(&o.agentImage, "agent-image", "", "image of the injected container")
 	f.StringVar(&o.pullPolicy, "agent-pull-policy", "", "imagePullPolicy of the injected container: Always, IfNotPresent or Never")
 	f.StringArrayVar(&o.agentEnv, "agent-env", nil, "NAME=VALUE for the environment of the injected container; may be repeated")
 	f.StringArrayVar(&o.agentArgs, "agent-arg", nil, "SETTING=VALUE of the agent, such as deadline=10m (=VALUE may be left out for true); may be repeated")
-	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&o.logFormat, "log-format", "json", "json or text")
 }
 
 // injection returns the settings of the injection: the file's, with the flags over them.

@@ -92,7 +92,7 @@ func TestUsageErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		"no command":            {nil, "serve or version"},
+		"no command":            {nil, "serve, inject or version"},
 		"unknown command":       {[]string{"sevre"}, "sevre"},
 		"unknown flag":          {[]string{"serve", "--prot=1"}, "--prot"},
 		"log level":             {[]string{"serve", "--log-level=loud"}, "allowed: debug, info, warn, error"},
@@ -110,7 +110,7 @@ func TestUsageErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("KUBERNETES_SERVICE_HOST", "")
-			err := execute(t.Context(), tc.args, &bytes.Buffer{}, &bytes.Buffer{}, func(string) string { return "" })
+			err := execute(t.Context(), tc.args, nil, &bytes.Buffer{}, &bytes.Buffer{}, func(string) string { return "" })
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want an error with %q", err, tc.want)
 			}
@@ -120,7 +120,7 @@ func TestUsageErrors(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	var out bytes.Buffer
-	if err := execute(t.Context(), []string{"version"}, &out, &bytes.Buffer{}, os.Getenv); err != nil || !strings.HasPrefix(out.String(), "webhook "+version+" go") {
+	if err := execute(t.Context(), []string{"version"}, nil, &out, &bytes.Buffer{}, os.Getenv); err != nil || !strings.HasPrefix(out.String(), "webhook "+version+" go") {
 		t.Errorf("%q %v", &out, err)
 	}
 }

@@ -221,7 +221,7 @@ func TestAdmission(t *testing.T) {
 		"an unknown mode of the pod":     {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "turbo"}), denied: []string{settings.KeyMode, "turbo", "init, sidecar, node"}},
 		"an unknown mode by label":       {namespace: enabled, annotations: net, labels: map[string]string{settings.KeyMode: "turbo"}, denied: []string{settings.KeyMode, "turbo", "init, sidecar, node"}},
 		"an unknown mode by namespace":   {namespace: map[string]string{settings.LabelInject: "enabled", settings.KeyMode: "turbo"}, annotations: net, denied: []string{settings.KeyMode, "init, sidecar, node"}},
-		"a mode that is not there yet":   {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "sidecar"}), denied: []string{"sidecar", "not available"}},
+		"a mode that is not there yet":   {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "node"}), denied: []string{"node", "not available"}},
 		"annotation and label differ":    {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "init"}), labels: map[string]string{settings.KeyMode: "sidecar"}, injected: true, warnings: []string{"wins over"}},
 		"an invalid setting":             {namespace: enabled, annotations: with(map[string]string{settings.KeyDeadline: "soon"}), denied: []string{settings.KeyDeadline, "soon", "1s to 24h"}},
 		"null in the networks":           {namespace: enabled, annotations: map[string]string{settings.Networks: "[null]"}, injected: true, warnings: []string{"cannot be parsed"}},

@@ -48,7 +48,7 @@ func New(injector *inject.Injector, namespace inject.NamespaceMode, log *slog.Lo
 	}
 	decisions, err := register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: DecisionsMetric,
-		Help: "Decisions about pods by mode, outcome (inject, skip, deny) and reason.",
+		Help: "Decisions about pods by mode, outcome (inject, keep, skip, deny) and reason.",
 	}, []string{"mode", "outcome", "reason"}))
 	if err != nil {
 		return nil, err
@@ -123,7 +123,7 @@ func (h *Handler) tell(ctx context.Context, req admission.Request, d inject.Deci
 	level := slog.LevelInfo
 	switch d.Action {
 	case inject.ActionInject:
-	case inject.ActionSkip:
+	case inject.ActionSkip, inject.ActionKeep:
 		level = slog.LevelDebug
 	case inject.ActionDeny:
 		level = slog.LevelWarn

@@ -3,22 +3,24 @@ package admit_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
-	"sigs.k8s.io/yaml"
 
+	"multus-ip-manager.io/test/admission/cases"
 	"multus-ip-manager.io/webhook/admit"
 	"multus-ip-manager.io/webhook/inject"
 )
@@ -32,7 +34,12 @@ type entry struct {
 
 func newEntry(t testing.TB, mode inject.NamespaceMode) *entry {
 	t.Helper()
-	injector, err := inject.New(inject.DefaultConfig())
+	return newEntryWith(t, inject.DefaultConfig(), mode)
+}
+
+func newEntryWith(t testing.TB, config inject.Config, mode inject.NamespaceMode) *entry {
+	t.Helper()
+	injector, err := inject.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,14 +104,7 @@ func TestInjected(t *testing.T) {
 	if !resp.Allowed || resp.UID != "req-1" || resp.PatchType == nil || *resp.PatchType != admissionv1.PatchTypeJSONPatch {
 		t.Fatalf("%+v", resp)
 	}
-	patch, err := jsonpatch.DecodePatch(resp.Patch)
-	if err != nil {
-		t.Fatal(err)
-	}
-	after, err := patch.Apply(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	after := apply(t, raw, resp.Patch)
 	if !bytes.Contains(after, []byte(`"future":1`)) || !bytes.Contains(after, []byte("ip-manager")) {
 		t.Errorf("%s", after)
 	}
@@ -162,8 +162,8 @@ func TestAnswers(t *testing.T) {
 		"injected": {pod: pod(withNetwork), code: 200, metric: "init/inject/injected"},
 		"denied setting": {pod: pod(withNetwork + `,"multus-ip-manager.io/release":"yes"`), code: 403,
 			message: `multus-ip-manager.io/release="yes"`, metric: "init/deny/invalid-setting"},
-		"denied by namespace":   {mode: inject.NamespaceOther, pod: pod(withNetwork), code: 403, message: "namespace's label", metric: "/deny/unknown-mode"},
-		"denied, not available": {mode: inject.NamespaceSidecar, pod: pod(withNetwork), code: 403, message: "not available yet", metric: "sidecar/deny/mode-not-available"},
+		"denied by namespace":   {mode: inject.NamespaceOther, pod: pod(withNetwork), code: 403, message: "of namespace", metric: "/deny/unknown-mode"},
+		"denied, not available": {mode: inject.NamespaceNode, pod: pod(withNetwork), code: 403, message: "not available yet", metric: "node/deny/mode-not-available"},
 		"warned": {pod: pod(`"k8s.v1.cni.cncf.io/networks":"[null]"`), code: 200,
 			warning: "null is not a network", metric: "init/inject/injected"},
 		"skipped": {pod: pod(""), code: 200, metric: "/skip/no-networks"},
@@ -252,52 +252,60 @@ func TestNewNeedsEverything(t *testing.T) {
 	}
 }
 
-// Every pod file of package inject, through the whole protocol: the same
-// decision as by a direct call.
-func TestFixturesOverHTTP(t *testing.T) {
-	for mode, pods := range fixtures(t) {
-		injector, err := inject.New(inject.DefaultConfig())
-		if err != nil {
-			t.Fatal(err)
-		}
-		e := newEntry(t, mode)
-		for name, raw := range pods {
-			want := injector.Decide(inject.Request{Operation: "CREATE", Resource: "pods", Namespace: "telco", NamespaceMode: mode, Pod: raw})
-			got := e.post(t, review(t, raw, nil))
-			if got.Allowed != (want.Action != inject.ActionDeny) || !bytes.Equal(got.Patch, want.Patch) ||
-				got.AuditAnnotations["reason"] != string(want.Reason) || strings.Join(got.Warnings, "\n") != strings.Join(want.Warnings, "\n") {
-				t.Errorf("%s/%s: %+v, want %+v", mode, name, got, want)
+// Every case of the table through the whole protocol: the expected decision, and once injected no other.
+func TestCasesOverHTTP(t *testing.T) {
+	all, err := cases.All()
+	if err != nil || len(all) == 0 {
+		t.Fatal("no cases:", err)
+	}
+	for _, c := range all {
+		t.Run(c.Name, func(t *testing.T) {
+			e := newEntryWith(t, cases.Config(), c.NamespaceMode)
+			change := func(r *admissionv1.AdmissionRequest) {
+				r.Operation, r.Resource.Resource = admissionv1.Operation(c.Operation), c.Resource
 			}
-		}
+			got := e.post(t, review(t, c.Object, change))
+			if got.Allowed != (c.Want.Action != inject.ActionDeny) || !sameJSON(t, got.Patch, c.Want.Patch) ||
+				!maps.Equal(got.AuditAnnotations, c.Want.Audit) || !slices.Equal(got.Warnings, c.Want.Warnings) {
+				t.Errorf("%+v, want %+v", got, c.Want)
+			}
+			if !got.Allowed && got.Result.Message != c.Want.Message {
+				t.Errorf("message %q, want %q", got.Result.Message, c.Want.Message)
+			}
+			if got.Patch == nil {
+				return
+			}
+			again := e.post(t, review(t, apply(t, c.Object, got.Patch), change))
+			if !again.Allowed || again.Patch != nil || again.AuditAnnotations["reason"] != string(inject.AlreadyInjected) || again.Warnings != nil {
+				t.Errorf("a second time: %+v", again)
+			}
+		})
 	}
 }
 
-func fixtures(t testing.TB) map[inject.NamespaceMode]map[string][]byte {
+func sameJSON(t *testing.T, a, b []byte) bool {
 	t.Helper()
-	files, err := filepath.Glob("../inject/testdata/*/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no fixtures", err)
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) == len(b)
 	}
-	out := map[inject.NamespaceMode]map[string][]byte{}
-	for _, file := range files {
-		if strings.HasSuffix(file, ".golden.yaml") {
-			continue
-		}
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := yaml.YAMLToJSON(data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		mode := inject.NamespaceMode(filepath.Base(filepath.Dir(file)))
-		if out[mode] == nil {
-			out[mode] = map[string][]byte{}
-		}
-		out[mode][filepath.Base(file)] = raw
+	var x, y any
+	if err := errors.Join(json.Unmarshal(a, &x), json.Unmarshal(b, &y)); err != nil {
+		t.Fatal(err)
 	}
-	return out
+	return cmp.Equal(x, y)
+}
+
+func apply(t *testing.T, object, patch []byte) []byte {
+	t.Helper()
+	p, err := jsonpatch.DecodePatch(patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := p.Apply(object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return after
 }
 
 // FuzzReview feeds any bytes as the body of a call: the answer is always a

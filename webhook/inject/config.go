@@ -23,7 +23,8 @@ type Config struct {
 	ImagePullPolicy string `json:"imagePullPolicy,omitempty"`
 	// Agent are settings of the agent by flag name without dashes, such as
 	// "deadline": "10m". Only those that differ from the agent's defaults become
-	// arguments of the container.
+	// arguments of the container. The deadline is for mode init alone, the metrics
+	// port for the others.
 	Agent map[string]string `json:"agent,omitempty"`
 	// Env are further variables of the container, such as AWS_REGION or
 	// AWS_ENDPOINT_URL_EC2, in this order.
@@ -42,10 +43,10 @@ type EnvVar struct {
 
 // Resources of the injected container in one mode, as Kubernetes quantities.
 type Resources struct {
-	// CPU is the request outside Guaranteed pods. There is no limit: with a tight
-	// quota the start of the container takes seconds.
+	// CPU is the request in Burstable pods. There is no limit: with a tight quota
+	// the start of the container takes seconds.
 	CPU string `json:"cpu,omitempty"`
-	// Memory is both request and limit, in every pod.
+	// Memory is both request and limit, in Burstable and Guaranteed pods.
 	Memory string `json:"memory,omitempty"`
 	// GuaranteedCPU is both request and limit in Guaranteed pods. It is never a
 	// whole number of cores, or the kubelet would pin cores to the container.
@@ -180,8 +181,8 @@ func pinsNothing(cpu string) error {
 }
 
 // available tells which modes this version can inject.
-func available(mode settings.Mode) bool { return mode == settings.Init }
+func available(mode settings.Mode) bool { return mode == settings.Init || mode == settings.Sidecar }
 
 func notAvailable(mode settings.Mode, version string) string {
-	return fmt.Sprintf("mode %q is not available yet in version %s: use %s", mode, version, settings.Init)
+	return fmt.Sprintf("mode %q is not available yet in version %s: use %s or %s", mode, version, settings.Init, settings.Sidecar)
 }

@@ -35,7 +35,7 @@ func TestConfigErrors(t *testing.T) {
 		"unknown key":              {`{"imege":"x"}`, "imege"},
 		"two values":               {`{} {}`, "more than one"},
 		"unknown mode":             {`{"mode":"daemon"}`, "init, sidecar, node"},
-		"mode not available":       {`{"mode":"sidecar"}`, "not available yet"},
+		"mode not available":       {`{"mode":"node"}`, "not available yet"},
 		"pull policy":              {`{"imagePullPolicy":"Sometimes"}`, "IfNotPresent"},
 		"unknown agent setting":    {`{"agent":{"dedline":"1m"}}`, "--dedline"},
 		"bad agent setting":        {`{"agent":{"deadline":"soon"}}`, "a duration from 1s to 24h"},

@@ -2,9 +2,20 @@ package inject
 
 import (
 	"encoding/json"
+	"maps"
+	"math"
 
 	"multus-ip-manager.io/agent/settings"
 )
+
+// agentPath is where the agent's image has its program: a probe cannot use the
+// image's entry point.
+const agentPath = "/agent"
+
+// never is the largest number that the API accepts: a startup probe that gives
+// up makes the kubelet restart the container, and a restart repairs no fault of
+// AWS but forgets what is known.
+const never = math.MaxInt32
 
 // UID is the user and group of the injected container: a number, because
 // runAsNonRoot cannot be verified for a name.
@@ -16,9 +27,11 @@ type container struct {
 	Name                     string          `json:"name"`
 	Image                    string          `json:"image"`
 	ImagePullPolicy          string          `json:"imagePullPolicy,omitempty"`
+	RestartPolicy            string          `json:"restartPolicy,omitempty"`
 	Args                     []string        `json:"args"`
 	Env                      []envVar        `json:"env"`
 	Resources                *resources      `json:"resources,omitempty"`
+	StartupProbe             *probe          `json:"startupProbe,omitempty"`
 	TerminationMessagePath   string          `json:"terminationMessagePath"`
 	TerminationMessagePolicy string          `json:"terminationMessagePolicy"`
 	SecurityContext          securityContext `json:"securityContext"`
@@ -37,6 +50,17 @@ type envVarSource struct {
 type fieldRef struct {
 	APIVersion string `json:"apiVersion"`
 	FieldPath  string `json:"fieldPath"`
+}
+
+type probe struct {
+	Exec             exec `json:"exec"`
+	PeriodSeconds    int  `json:"periodSeconds"`
+	TimeoutSeconds   int  `json:"timeoutSeconds"`
+	FailureThreshold int  `json:"failureThreshold"`
+}
+
+type exec struct {
+	Command []string `json:"command"`
 }
 
 type resources struct {
@@ -81,6 +105,18 @@ func restricted() securityContext {
 	}
 }
 
+// ready holds the application back until the sidecar's addresses are on their
+// ENIs. There is no liveness probe, and no preStop hook: it would run before
+// the application is told to stop.
+func ready() *probe {
+	return &probe{
+		Exec:             exec{Command: []string{agentPath, "ready"}},
+		PeriodSeconds:    1,
+		TimeoutSeconds:   5,
+		FailureThreshold: never,
+	}
+}
+
 // Container is the container that is injected in a mode into pods of a class,
 // as JSON in the form of the Kubernetes API. It depends on nothing else: what
 // differs between pods reaches the agent by the downward API.
@@ -97,9 +133,21 @@ func (c Config) Container(mode settings.Mode, class Class) ([]byte, error) {
 	return json.Marshal(base)
 }
 
+// notIn gives the setting of the installation that is not meant for a mode: init
+// ends before anybody could read its metrics, and what lives as long as the pod
+// has no deadline but the one that its pod sets.
+func notIn(mode settings.Mode) string {
+	if mode == settings.Init {
+		return "metrics-port"
+	}
+	return "deadline"
+}
+
 // container is all of the container but its resources.
 func (c Config) container(mode settings.Mode) (container, error) {
-	args, err := settings.Args(mode, c.Agent)
+	values := maps.Clone(c.Agent)
+	delete(values, notIn(mode))
+	args, err := settings.Args(mode, values)
 	if err != nil {
 		return container{}, err
 	}
@@ -111,6 +159,10 @@ func (c Config) container(mode settings.Mode) (container, error) {
 		TerminationMessagePath:   settings.DefaultTerminationLog,
 		TerminationMessagePolicy: "File",
 		SecurityContext:          restricted(),
+	}
+	if mode == settings.Sidecar {
+		// Kubernetes calls an init container that goes on a sidecar.
+		out.RestartPolicy, out.StartupProbe = "Always", ready()
 	}
 	for _, v := range settings.Env() {
 		out.Env = append(out.Env, envVar{Name: v.Name, ValueFrom: &envVarSource{FieldRef: fieldRef{APIVersion: "v1", FieldPath: v.FieldPath}}})
@@ -127,6 +179,10 @@ func resourcesFor(class Class, r Resources) *resources {
 	case PodLevel:
 		// Requests beyond the pod's own would be refused by the API server, and
 		// the class comes from the pod level.
+		return nil
+	case BestEffort:
+		// Anything would make the pod Burstable. A namespace whose quota demands
+		// requests refuses such a pod with or without us.
 		return nil
 	case Guaranteed:
 		same := &amounts{CPU: r.GuaranteedCPU, Memory: r.Memory}

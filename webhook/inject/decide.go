@@ -2,6 +2,8 @@ package inject
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -97,7 +99,11 @@ func (i *Injector) decide(r Request) Decision {
 	}
 	pod, err := decodePod(r.Pod)
 	if err != nil {
-		return Decision{Action: ActionDeny, Reason: BadRequest, Message: fmt.Sprintf("the pod cannot be decoded: %v", err)}
+		d := Decision{Action: ActionDeny, Reason: BadRequest, Message: fmt.Sprintf("the pod cannot be decoded: %v", err)}
+		if pod != nil {
+			d.Subject = pod.subject(r.Namespace)
+		}
+		return d
 	}
 	e := examination{prepared: i.current.Load(), pod: pod, request: r}
 	d := e.run()
@@ -125,7 +131,11 @@ func (e *examination) run() Decision {
 		if why := info(reason); why.Warn && annotations[settings.Networks] != "" {
 			e.warn("not injected (%s): %s", reason, why.Text)
 		}
-		return Decision{Action: ActionSkip, Reason: reason}
+		d := Decision{Action: info(reason).Action, Reason: reason}
+		if reason == AlreadyInjected {
+			return e.recheck(e.pod.injected())
+		}
+		return d
 	}
 	// A setting in the pod itself asks for injection without any network: one
 	// may be attached later.
@@ -145,7 +155,7 @@ func (e *examination) run() Decision {
 		e.warnings = nil // the message says it all
 		return deny(mode, denials)
 	}
-	e.warnAbout(networks, networksErr)
+	e.warnAbout(mode, networks, networksErr)
 	return e.inject(mode)
 }
 
@@ -161,16 +171,31 @@ func (e *examination) untouched() (Reason, bool) {
 		return HostNetwork, true
 	case e.pod.isWindows():
 		return Windows, true
-	case e.pod.hasContainer(settings.ContainerName):
-		if annotations[settings.KeyStatus] == "" {
-			e.warn("not injected (%s): the container %s in this pod was not written by this webhook; rename it if it is not meant to manage addresses",
-				AlreadyInjected, settings.ContainerName)
-		}
+	case e.pod.injected() != "":
 		return AlreadyInjected, true
+	case e.pod.hasContainer(settings.ContainerName):
+		return ForeignContainer, true
 	case e.pod.hasContainer(settings.LegacyContainerName):
 		return LegacyContainer, true
 	}
 	return "", false
+}
+
+// recheck decides on a pod that was injected before. A webhook that was called after us may have added settings that are not valid, or
+// that come too late.
+func (e *examination) recheck(injected settings.Mode) Decision {
+	e.class = e.pod.class()
+	mode, denials := e.check(e.pod.Metadata.Annotations[settings.Networks])
+	e.warnings = nil // told the first time
+	if len(denials) > 0 {
+		return deny(mode, denials)
+	}
+	own := e.pod.Metadata.Annotations[settings.KeyMode] != "" || e.pod.Metadata.Labels[settings.KeyMode] != ""
+	if own && mode != injected {
+		e.warn("the pod was injected in mode %s before; that mode %s is asked for now has no effect: let what asks for it act earlier "+
+			"(its webhook configuration's name must sort before %q)", injected, mode, "multus-ip-manager")
+	}
+	return Decision{Action: info(AlreadyInjected).Action, Reason: AlreadyInjected, Mode: injected}
 }
 
 func hasKey(m map[string]string, key string) bool { _, ok := m[key]; return ok }
@@ -222,15 +247,17 @@ func (e *examination) mode() (settings.Mode, []denial) {
 	annotation, label := e.pod.Metadata.Annotations[settings.KeyMode], e.pod.Metadata.Labels[settings.KeyMode]
 	value, where := annotation, "pod annotation "
 	switch {
+	case e.request.NamespaceMode == NamespaceOther:
+		// Also where the pod names a mode itself: a label that would do nothing is
+		// told while its author looks, not when the first pod relies on it.
+		return "", []denial{{UnknownMode, fmt.Sprintf("the label %s of namespace %q has an unknown value: allowed: %s, or no such label",
+			settings.KeyMode, settings.Shorten(e.request.Namespace), joinModes())}}
 	case annotation != "":
 		if label != "" && label != annotation {
-			e.warn("pod annotation %s=%q wins over the pod label with the value %q", settings.KeyMode, settings.Shorten(annotation), label)
+			e.warn("pod annotation %s=%q wins over the pod label with the value %q: make them equal, or remove one", settings.KeyMode, settings.Shorten(annotation), label)
 		}
 	case label != "":
 		value, where = label, "pod label "
-	case e.request.NamespaceMode == NamespaceOther:
-		return "", []denial{{UnknownMode, fmt.Sprintf("the namespace's label %s has an unknown value: allowed: %s, or no such label",
-			settings.KeyMode, joinModes())}}
 	case e.request.NamespaceMode == "" || e.request.NamespaceMode == NamespaceNone:
 		value = string(e.config.Mode)
 	default:
@@ -242,9 +269,6 @@ func (e *examination) mode() (settings.Mode, []denial) {
 	}
 	if !available(mode) {
 		return mode, []denial{{ModeNotAvailable, where + settings.KeyMode + ": " + notAvailable(mode, e.config.Version)}}
-	}
-	if e.request.NamespaceMode == NamespaceOther {
-		e.warn("the namespace's label %s has an unknown value; only pods that name a mode themselves are admitted", settings.KeyMode)
 	}
 	return mode, nil
 }
@@ -258,26 +282,39 @@ func joinModes() string {
 }
 
 // warnAbout tells what is admitted although it may not do what was meant.
-func (e *examination) warnAbout(networks []settings.Network, networksErr error) {
+func (e *examination) warnAbout(mode settings.Mode, networks []settings.Network, networksErr error) {
 	annotations := e.pod.Metadata.Annotations
 	switch {
 	case networksErr != nil:
-		e.warn("pod annotation %s cannot be parsed, so Multus will not start this pod: %v", settings.Networks, networksErr)
-	case len(networks) == 0:
-		e.warn("the pod asks for no network in %s; mode %s manages only what is attached when the pod starts", settings.Networks, settings.Init)
+		e.warn("pod annotation %s cannot be parsed, so Multus will not start this pod; correct it: %v", settings.Networks, networksErr)
+	case len(networks) == 0 && mode == settings.Init:
+		e.warn("the pod asks for no network in %s; mode %s manages only what is attached when the pod starts: name networks, or use mode %s",
+			settings.Networks, mode, settings.Sidecar)
 	}
 	for _, n := range networks {
 		if n.DefaultRoute {
-			e.warn("network %q sets default-route: if it leads EC2 or instance metadata out by an address that is not assigned yet, the addresses can never be assigned",
+			e.warn("network %q sets default-route: if the way to EC2 or instance metadata leads by an address that is not assigned yet, it never will be; use routes instead",
 				settings.Shorten(n.Namespace+"/"+n.Name))
 			break
 		}
 	}
 	for _, key := range settings.UnknownAnnotations(annotations) {
-		e.warn("pod annotation %s is unknown and has no effect", settings.Shorten(key))
+		e.warn("pod annotation %s is unknown and has no effect: correct or remove it", settings.Shorten(key))
 	}
-	if e.class == PodLevel && (annotations[settings.KeyCPU] != "" || annotations[settings.KeyMemory] != "") {
+	for _, key := range slices.Sorted(maps.Keys(e.pod.Metadata.Labels)) {
+		if strings.HasPrefix(key, settings.Prefix) && key != settings.LabelInject && key != settings.KeyMode {
+			e.warn("pod label %s has no effect: make it an annotation", settings.Shorten(key))
+		}
+	}
+	if annotations[settings.KeyCPU] == "" && annotations[settings.KeyMemory] == "" {
+		return
+	}
+	switch e.class {
+	case PodLevel:
 		e.warn("pod annotations %s and %s have no effect in a pod with resources of its own (spec.resources)", settings.KeyCPU, settings.KeyMemory)
+	case BestEffort:
+		e.warn("pod annotations %s and %s make this BestEffort pod Burstable; remove them to keep its QoS class", settings.KeyCPU, settings.KeyMemory)
+	case Guaranteed, Burstable:
 	}
 }
 
@@ -294,6 +331,9 @@ func (e *examination) inject(mode settings.Mode) Decision {
 		}
 		if memory != "" {
 			r.Memory = memory
+		}
+		if v.class == BestEffort {
+			v.class = Burstable // asked for, and warned of
 		}
 		var err error
 		if patch, err = e.render(v, r); err != nil {

@@ -14,23 +14,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
-	"sigs.k8s.io/yaml"
 
 	"multus-ip-manager.io/agent/settings"
+	"multus-ip-manager.io/test/admission/cases"
 	"multus-ip-manager.io/webhook/inject"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
 // testConfig is the configuration of the golden files.
-func testConfig() inject.Config {
-	c := inject.DefaultConfig()
-	c.Image = "example.com/multus-ip-agent:v1.0.0"
-	c.Version = "v1.0.0"
-	c.Agent = map[string]string{"vpc-cni-subnets": "subnet-0a1b2c3d4e5f60718", "log-format": "json"}
-	c.Env = []inject.EnvVar{{Name: "AWS_REGION", Value: "eu-central-1"}}
-	return c
-}
+func testConfig() inject.Config { return cases.Config() }
 
 func injector(t testing.TB, c inject.Config) *inject.Injector {
 	t.Helper()
@@ -41,82 +34,49 @@ func injector(t testing.TB, c inject.Config) *inject.Injector {
 	return i
 }
 
-// fixture is one pod file. Its directory is the mode of its namespace.
+// fixture is one case of the table as this package's tests use it.
 type fixture struct {
+	cases.Case
 	name    string
-	file    string
 	request inject.Request
 }
 
 func fixtures(t testing.TB) []fixture {
 	t.Helper()
-	files, err := filepath.Glob("testdata/*/*.yaml")
-	if err != nil {
-		t.Fatal(err)
+	all, err := cases.All()
+	if err != nil || len(all) == 0 {
+		t.Fatal("no cases:", err)
 	}
-	var out []fixture
-	for _, file := range files {
-		if strings.HasSuffix(file, ".golden.yaml") {
-			continue
-		}
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pod, err := yaml.YAMLToJSON(data)
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
-		mode := filepath.Base(filepath.Dir(file))
-		out = append(out, fixture{
-			name: mode + "/" + strings.TrimSuffix(filepath.Base(file), ".yaml"),
-			file: file,
-			request: inject.Request{
-				Operation: "CREATE", Resource: "pods", Namespace: "telco",
-				NamespaceMode: inject.NamespaceMode(mode), Pod: pod,
-			},
-		})
-	}
-	if len(out) == 0 {
-		t.Fatal("no fixtures")
+	out := make([]fixture, len(all))
+	for i, c := range all {
+		out[i] = fixture{c, c.Name, c.Request()}
 	}
 	return out
-}
-
-// golden is the form of a golden file.
-type golden struct {
-	Action   inject.Action     `json:"action"`
-	Reason   inject.Reason     `json:"reason"`
-	Mode     settings.Mode     `json:"mode,omitempty"`
-	Message  string            `json:"message"`
-	Warnings []string          `json:"warnings,omitempty"`
-	Audit    map[string]string `json:"auditAnnotations"`
-	Patch    json.RawMessage   `json:"patch,omitempty"`
 }
 
 func TestGolden(t *testing.T) {
 	i := injector(t, testConfig())
 	wanted := map[string]bool{}
 	for _, f := range fixtures(t) {
-		path := strings.TrimSuffix(f.file, ".yaml") + ".golden.yaml"
-		wanted[path] = true
+		wanted[f.name] = true
 		t.Run(f.name, func(t *testing.T) {
 			d := i.Decide(f.request)
-			got, err := yaml.Marshal(golden{d.Action, d.Reason, d.Mode, d.Message, d.Warnings, d.AuditAnnotations, d.Patch})
+			file, got, err := f.Golden(d)
 			if err != nil {
 				t.Fatal(err)
 			}
+			file = filepath.Join("../../test/admission/cases", file)
 			if *update {
-				if err := os.WriteFile(path, got, 0o644); err != nil {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
-			want, err := os.ReadFile(path)
+			want, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatalf("%v (run with -update to write it)", err)
 			}
 			if diff := cmp.Diff(string(want), string(got)); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", path, diff)
+				t.Errorf("%s (-want +got):\n%s", file, diff)
 			}
 			if d.Action == inject.ActionInject {
 				checkInjected(t, i, f.request, d)
@@ -130,13 +90,13 @@ func TestGolden(t *testing.T) {
 			}
 		})
 	}
-	stale, err := filepath.Glob("testdata/*/*.golden.yaml")
+	goldens, err := cases.Goldens()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range stale {
-		if !wanted[path] {
-			t.Errorf("%s belongs to no fixture", path)
+	for _, name := range goldens {
+		if !wanted[name] {
+			t.Errorf("the golden file of %s belongs to no case", name)
 		}
 	}
 }
@@ -148,7 +108,7 @@ func checkInjected(t *testing.T, i *inject.Injector, r inject.Request, d inject.
 
 	again := r
 	again.Pod = after
-	if second := i.Decide(again); second.Action != inject.ActionSkip || second.Reason != inject.AlreadyInjected || second.Patch != nil || second.Warnings != nil {
+	if second := i.Decide(again); second.Action != inject.ActionKeep || second.Reason != inject.AlreadyInjected || second.Patch != nil || second.Warnings != nil {
 		t.Errorf("injected a second time: %+v", second)
 	}
 
@@ -234,11 +194,7 @@ func checkOnlyAdded(t *testing.T, before, after []byte) {
 
 // Every reason that a pod can have is shown by a fixture.
 func TestEveryReasonHasAFixture(t *testing.T) {
-	seen := map[inject.Reason]bool{
-		// Not of the pod but of the request, or too large for a file: see
-		// TestRequests and TestNetworksTooLong.
-		inject.NotAPod: true, inject.NotCreated: true, inject.BadRequest: true, inject.NetworksTooLong: true,
-	}
+	seen := map[inject.Reason]bool{}
 	i := injector(t, testConfig())
 	for _, f := range fixtures(t) {
 		seen[i.Decide(f.request).Reason] = true
@@ -258,6 +214,7 @@ func TestClassAfterInjection(t *testing.T) {
 		"none/guaranteed": inject.Guaranteed, "none/guaranteed-limits-only": inject.Guaranteed,
 		"none/guaranteed-override": inject.Guaranteed, "none/ephemeral-containers": inject.Guaranteed,
 		"none/burstable": inject.Burstable, "none/burstable-init-without-limits": inject.Burstable,
+		"none/minimal": inject.BestEffort, "sidecar/minimal": inject.BestEffort,
 		"none/pod-level-resources": inject.PodLevel, "none/pod-level-override": inject.PodLevel,
 	}
 	checked := 0
@@ -283,8 +240,14 @@ func TestClassAfterInjection(t *testing.T) {
 func TestContainerIsValid(t *testing.T) {
 	c := testConfig()
 	c.ImagePullPolicy = "IfNotPresent"
-	for _, class := range inject.Classes() {
-		data, err := c.Container(settings.Init, class)
+	c.Agent["deadline"], c.Agent["metrics-port"] = "5m", "9100" // each for one mode
+	wantArgs := map[settings.Mode][]string{
+		settings.Init:    {"init", "--deadline=5m", "--vpc-cni-subnets=subnet-0a1b2c3d4e5f60718"},
+		settings.Sidecar: {"sidecar", "--vpc-cni-subnets=subnet-0a1b2c3d4e5f60718", "--metrics-port=9100"},
+	}
+	for n := range 2 * len(inject.Classes()) {
+		mode, class := settings.Modes()[n%2], inject.Classes()[n/2]
+		data, err := c.Container(mode, class)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -294,8 +257,24 @@ func TestContainerIsValid(t *testing.T) {
 		if err := d.Decode(&container); err != nil {
 			t.Errorf("%s: %v", class, err)
 		}
-		if want := []string{"init", "--vpc-cni-subnets=subnet-0a1b2c3d4e5f60718"}; !slices.Equal(container.Args, want) {
+		if want := wantArgs[mode]; !slices.Equal(container.Args, want) {
 			t.Errorf("args %q, want %q", container.Args, want)
+		}
+		if container.LivenessProbe != nil || container.ReadinessProbe != nil || container.Lifecycle != nil {
+			t.Errorf("%s: probes or hooks that may stop the container: %s", mode, data)
+		}
+		sidecar := container.RestartPolicy != nil && *container.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		if sidecar != (mode == settings.Sidecar) || sidecar != (container.StartupProbe != nil) {
+			t.Errorf("%s: restartPolicy and startup probe: %s", mode, data)
+		}
+		if p := container.StartupProbe; p != nil {
+			want := &corev1.Probe{
+				ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/agent", "ready"}}},
+				PeriodSeconds: 1, TimeoutSeconds: 5, FailureThreshold: 2147483647,
+			}
+			if diff := cmp.Diff(want, p); diff != "" {
+				t.Errorf("startup probe (-want +got):\n%s", diff)
+			}
 		}
 		if len(container.Env) != len(settings.Env())+1 {
 			t.Errorf("%d variables", len(container.Env))

@@ -15,8 +15,8 @@ const (
 	NamespaceInit    NamespaceMode = NamespaceMode(settings.Init)
 	NamespaceSidecar NamespaceMode = NamespaceMode(settings.Sidecar)
 	NamespaceNode    NamespaceMode = NamespaceMode(settings.Node)
-	// NamespaceOther means the label has any other value. Pods that do not name
-	// a mode themselves are denied there.
+	// NamespaceOther means the label has any other value. Pods that would be
+	// injected are denied there.
 	NamespaceOther NamespaceMode = "other"
 )
 
@@ -41,4 +41,15 @@ func Paths() []Path {
 		paths = append(paths, Path{"/mutate/" + m, NamespaceMode(m), m, "namespaces labelled " + settings.KeyMode + "=" + m})
 	}
 	return append(paths, Path{"/mutate/other", NamespaceOther, "", "namespaces with any other value of the label " + settings.KeyMode})
+}
+
+// NamespaceModeOf is what a value of the namespace's mode label means, "" being no such label.
+func NamespaceModeOf(label string) NamespaceMode {
+	if label == "" {
+		return NamespaceNone
+	}
+	if mode, err := settings.ParseMode(label); err == nil {
+		return NamespaceMode(mode)
+	}
+	return NamespaceOther
 }

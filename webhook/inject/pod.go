@@ -4,7 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+
+	kjson "sigs.k8s.io/json"
+
+	"multus-ip-manager.io/agent/settings"
 )
 
 // podView is the part of a pod that a decision needs. Everything else is
@@ -65,21 +70,29 @@ func (q *quantity) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// decodePod reads keys exactly as they are spelt: to encoding/json "Spec" and
+// "spec" are the same, to the API server and to a JSON patch they are not. For
+// the same reason a key that is there twice is an error. Where the pod's name
+// could be read, it comes with the error.
 func decodePod(raw []byte) (*podView, error) {
 	// JSON null decodes into anything, but it is no pod.
 	if trimmed := strings.TrimSpace(string(raw[:min(len(raw), 16)])); !strings.HasPrefix(trimmed, "{") {
 		return nil, fmt.Errorf("a pod is a JSON object, not %q", trimmed)
 	}
 	p := new(podView)
-	if err := json.Unmarshal(raw, p); err != nil {
+	twice, err := kjson.UnmarshalStrict(raw, p, kjson.DisallowDuplicateFields)
+	if err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if errors.As(err, &wrongType) {
 			return nil, fmt.Errorf("unexpected %s in %s", wrongType.Value, wrongType.Field)
 		}
 		return nil, err
 	}
+	if len(twice) > 0 {
+		return p, twice[0]
+	}
 	if len(p.Spec.Containers) == 0 {
-		return nil, errors.New("a pod has at least one container")
+		return p, errors.New("a pod has at least one container")
 	}
 	return p, nil
 }
@@ -94,6 +107,21 @@ func (p *podView) hasContainer(name string) bool {
 		}
 	}
 	return false
+}
+
+// injected gives the mode in which this webhook, of this or another version,
+// has injected the pod before, "" if it has not: a container is ours if it is an
+// init container of our name and the annotation that goes with it says so.
+func (p *podView) injected() settings.Mode {
+	var s Status
+	if err := json.Unmarshal([]byte(p.Metadata.Annotations[settings.KeyStatus]), &s); err != nil {
+		return ""
+	}
+	mode, err := settings.ParseMode(string(s.Mode))
+	if err != nil || !slices.ContainsFunc(p.Spec.InitContainers, func(c containerView) bool { return c.Name == settings.ContainerName }) {
+		return ""
+	}
+	return mode
 }
 
 // isWindows tells whether the pod can only run on a Windows node.

@@ -12,10 +12,14 @@ import "multus-ip-manager.io/agent/settings"
 // Action is what happens to the pod.
 type Action string
 
-// The three things that can happen.
+// The four things that can happen.
 const (
 	// ActionInject admits the pod with a patch.
 	ActionInject Action = "inject"
+	// ActionKeep admits the pod as it is, because it was injected before: the API
+	// server asks again after another webhook has changed the pod, and that is
+	// neither a new injection nor a pod that goes without.
+	ActionKeep Action = "keep"
 	// ActionSkip admits the pod unchanged.
 	ActionSkip Action = "skip"
 	// ActionDeny refuses the pod.
@@ -30,15 +34,17 @@ type Reason string
 const (
 	Injected Reason = "injected"
 
-	NotAPod         Reason = "not-a-pod"
-	NotCreated      Reason = "not-created"
-	OptedOut        Reason = "opted-out"
-	MirrorPod       Reason = "mirror-pod"
-	HostNetwork     Reason = "host-network"
-	Windows         Reason = "windows"
 	AlreadyInjected Reason = "already-injected"
-	LegacyContainer Reason = "legacy-container"
-	NoNetworks      Reason = "no-networks"
+
+	NotAPod          Reason = "not-a-pod"
+	NotCreated       Reason = "not-created"
+	OptedOut         Reason = "opted-out"
+	MirrorPod        Reason = "mirror-pod"
+	HostNetwork      Reason = "host-network"
+	Windows          Reason = "windows"
+	ForeignContainer Reason = "foreign-container"
+	LegacyContainer  Reason = "legacy-container"
+	NoNetworks       Reason = "no-networks"
 
 	BadRequest         Reason = "bad-request"
 	UnknownMode        Reason = "unknown-mode"
@@ -68,9 +74,11 @@ func Reasons() []ReasonInfo {
 		{BadRequest, ActionDeny, "the pod cannot be decoded", false},
 		{OptedOut, ActionSkip, "the pod's label " + settings.LabelInject + " is " + settings.InjectDisabled, false},
 		{MirrorPod, ActionSkip, "the pod mirrors a static pod, which only its node can change", false},
-		{HostNetwork, ActionSkip, "the pod uses the node's network, where Multus attaches nothing", true},
-		{Windows, ActionSkip, "the pod runs on Windows", true},
-		{AlreadyInjected, ActionSkip, "the pod already has a container " + settings.ContainerName, false},
+		{HostNetwork, ActionSkip, "the pod has hostNetwork: true, where Multus attaches nothing; remove that or the annotation " + settings.Networks, true},
+		{Windows, ActionSkip, "the pod is for Windows nodes, where the agent does not run; remove the annotation " + settings.Networks, true},
+		{AlreadyInjected, ActionKeep, "the container " + settings.ContainerName + " was added before", false},
+		{ForeignContainer, ActionSkip, "the pod has a container " + settings.ContainerName +
+			" that this webhook did not write; rename or remove it to have ours injected", true},
 		{LegacyContainer, ActionSkip, "the pod has the hand-written container " + settings.LegacyContainerName +
 			"; remove it to have " + settings.ContainerName + " injected", true},
 		{NoNetworks, ActionSkip, "the pod asks for no network in " + settings.Networks, false},

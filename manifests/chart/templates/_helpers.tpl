@@ -129,6 +129,9 @@ multus-ip-manager
 {{- if $agent.mapBySubnet }}
 - --agent-arg=map-by-subnet=true
 {{- end }}
+{{- with $agent.metricsPort }}
+- --agent-arg=metrics-port={{ . }}
+{{- end }}
 {{- range $agent.env }}
 - {{ printf "--agent-env=%s=%s" .name .value | quote }}
 {{- end }}
