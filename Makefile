@@ -86,6 +86,15 @@ fuzz: ## fuzz every fuzz target for FUZZTIME (60s) each
 	  $(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
 	done
 
+# SOAK is how long the soak lasts, SOAK_SEED what it does.
+SOAK ?= 10m
+SOAK_SEED ?= 1
+
+.PHONY: soak
+soak: ## move virtual addresses between pods under random faults for SOAK (10m); at the end EC2 and the interfaces agree, and nothing has leaked
+	@$(TOOLS) warm ./agent ./test/soak
+	$(GO) run ./test/soak -for $(SOAK) -seed $(SOAK_SEED)
+
 .PHONY: bench
 bench: ## measure the budgets: time, CPU, memory, EC2 calls, sizes (BENCH selects, BENCHTIME lengthens)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) ./test/bench/...

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -113,9 +114,9 @@ func initCommand(stderr io.Writer, getenv func(string) string) *cobra.Command {
 			return err
 		}
 		log := logger(stderr, cfg)
-		agent, _, err := newAgent(cfg, log)
+		p, err := newParts(cfg, log)
 		if err == nil {
-			err = agent.Init(cmd.Context())
+			err = p.agent(cfg, log).Init(cmd.Context())
 		}
 		return finish(log, cfg, err)
 	}
@@ -143,18 +144,22 @@ func sidecarCommand(stderr io.Writer, getenv func(string) string) *cobra.Command
 // follow runs a sidecar with what belongs to it: its status socket and its metrics.
 func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
 	metrics := report.NewMetrics(version)
-	agent, finder, err := newAgent(cfg, log, apply.OnRequest(metrics.EC2Call))
+	p, err := newParts(cfg, log, apply.OnRequest(metrics.EC2Call))
 	if err != nil {
 		return err
 	}
 	beside, end := context.WithCancel(context.WithoutCancel(ctx))
-	quiet := func() {}
+	stopMetrics := func() {}
 	if cfg.MetricsPort != 0 {
-		quiet = metrics.Start(beside, cfg.Pod.IPs, cfg.MetricsPort, log)
+		stopMetrics = metrics.Start(beside, cfg.Pod.IPs, cfg.MetricsPort, log)
 	}
 	var wg sync.WaitGroup
 	sidecar := &run.Sidecar{
-		Agent: *agent, Follow: observe.Namespace{}, List: finder, Meter: metrics, Quiet: quiet,
+		Agent: *p.agent(cfg, log), Follow: observe.Namespace{}, List: p.finder, Meter: metrics,
+		Quiet: func() {
+			stopMetrics()
+			p.client.close()
+		},
 		Publish: func(status report.StatusFunc) {
 			named := func(ctx context.Context) (report.Status, error) {
 				s, err := status(ctx)
@@ -168,66 +173,97 @@ func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
 	err = sidecar.Run(ctx)
 	end()
 	wg.Wait()
-	quiet()
+	stopMetrics()
 	return err
 }
 
-// newAgent wires the agent to the kernel, to metadata and to EC2.
-func newAgent(cfg settings.Agent, log *slog.Logger, options ...apply.Option) (*run.Agent, *locate.Finder, error) {
+// parts connect the agent to the kernel's routes, to metadata and to EC2.
+type parts struct {
+	guard  *observe.Guard
+	finder *locate.Finder
+	client *client
+}
+
+func newParts(cfg settings.Agent, log *slog.Logger, options ...apply.Option) (*parts, error) {
 	guard := &observe.Guard{}
 	metadata, err := locate.New(guard)
 	if err != nil {
-		return nil, nil, report.Fail(report.Usage, "the AWS configuration of the environment is not usable: %w", err)
+		return nil, report.Fail(report.Usage, "the AWS configuration of the environment is not usable: %w", err)
 	}
-	client := once(func(ctx context.Context) (*apply.Client, error) {
-		c, err := apply.New(ctx, metadata, guard, log, "multus-ip-manager-"+version, options...)
-		if err == nil {
-			go c.Warm(ctx)
-		}
-		return c, err
-	})
-	finder := &locate.Finder{
+	p := &parts{guard: guard, client: &client{fetch: func(ctx context.Context) (*apply.Client, error) {
+		return apply.New(ctx, metadata, guard, log, "multus-ip-manager-"+version, options...)
+	}}}
+	p.finder = &locate.Finder{
 		Metadata: metadata,
-		Connect:  func(ctx context.Context) (locate.Source, error) { return client(ctx) },
+		Connect:  func(ctx context.Context) (locate.Source, error) { return p.client.get(ctx) },
 		Log:      log,
 	}
+	return p, nil
+}
+
+func (p *parts) agent(cfg settings.Agent, log *slog.Logger) *run.Agent {
 	return &run.Agent{
 		Settings: cfg,
 		Observe:  observe.Namespace{},
-		Locate:   finder,
-		Connect:  func(ctx context.Context) (apply.EC2, error) { return client(ctx) },
-		Routes:   guard,
+		Locate:   p.finder,
+		Connect:  func(ctx context.Context) (apply.EC2, error) { return p.client.get(ctx) },
+		Routes:   p.guard,
 		Log:      log,
-	}, finder, nil
-}
-
-// once makes a thing when it is first needed, again and again until that succeeds, and only one at a time.
-func once[T any](fetch func(context.Context) (T, error)) func(context.Context) (T, error) {
-	var mu sync.Mutex
-	var made bool
-	var it T
-	return func(ctx context.Context) (T, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if made {
-			return it, nil
-		}
-		thing, err := fetch(ctx)
-		if err == nil {
-			it, made = thing, true
-		}
-		return thing, err
 	}
 }
 
-// finish logs a failure and writes the termination message. Success leaves none: the pod's description stays short.
+// client is the one client of EC2. It is made when it is first needed, which may have to be tried again and again.
+type client struct {
+	fetch func(context.Context) (*apply.Client, error)
+	mu    sync.Mutex
+	made  *apply.Client
+}
+
+func (c *client) get(ctx context.Context) (*apply.Client, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.made != nil {
+		return c.made, nil
+	}
+	made, err := c.fetch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.made = made
+	go made.Warm(ctx)
+	return made, nil
+}
+
+// close gives up the connections that are kept, if there are any.
+func (c *client) close() {
+	if c.mu.TryLock() { // a client that is being made has none
+		defer c.mu.Unlock()
+		if c.made != nil {
+			c.made.Close()
+		}
+	}
+}
+
+// lastWords bounds the wait for a log that nobody reads.
+const lastWords = time.Second
+
+// finish writes the termination message and logs a failure. Success leaves none: the pod's description stays short.
 func finish(log *slog.Logger, cfg settings.Agent, err error) error {
 	if err == nil {
 		return nil
 	}
-	log.Error("failed", "code", int(report.CodeOf(err)), "error", err)
-	if terr := report.WriteTermination(terminationLog(cfg.TerminationLog), err.Error()); terr != nil {
-		log.Warn("the termination message is only in this log", "error", terr)
+	terr := report.WriteTermination(terminationLog(cfg.TerminationLog), err.Error())
+	logged := make(chan struct{})
+	go func() {
+		defer close(logged)
+		log.Error("failed", "code", int(report.CodeOf(err)), "error", err)
+		if terr != nil {
+			log.Warn("the termination message is only in this log", "error", terr)
+		}
+	}()
+	select {
+	case <-logged:
+	case <-time.After(lastWords):
 	}
 	return err
 }

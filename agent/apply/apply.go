@@ -13,6 +13,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // EC2 is what an [Applier] needs of EC2. Failures are [*OpError]. [*Client] is the real one.
@@ -61,6 +62,8 @@ type Claim struct {
 	refusal error
 	// full is set once the ENI had no room for the address.
 	full bool
+	// fullSince is when an address was given back for want of room.
+	fullSince time.Time
 	// takenFrom is the ENI that the address was taken off, or may have been, without having come to ours yet.
 	takenFrom string
 	// fullAt is how many IPv6 slots of the ENI were in use when it had no room for an address that was to be moved to it.
@@ -116,6 +119,14 @@ type Outcome struct {
 // assignments, so the true holder may just not be visible yet. With the pauses of a contested address it takes about ten seconds.
 const aloneLimit = 9
 
+// shownLimit is how often EC2 may refuse an address that searches show on the ENI all the same before the searches are believed. In that
+// time, a few seconds, they do not lag.
+const shownLimit = 5
+
+// fullFor is how long an address that was given back for want of room stays there, unless a slot is seen to be free before: what was free
+// when EC2 refused it may have been counted wrong.
+const fullFor = 5 * time.Minute
+
 // moveRounds bounds how often one attempt takes IPv6 addresses off other ENIs: more than once means that somebody else is
 // claiming them at the same time, and that is settled with pauses, not at full speed.
 const moveRounds = 2
@@ -126,7 +137,12 @@ type Applier struct {
 	Log *slog.Logger
 	// AllowPrimaryENI permits to take addresses off ENIs with device index 0, of whatever node.
 	AllowPrimaryENI bool
+	// Newer, when not nil, tells that a newer claim waits for the same ENI: a refused batch is then taken apart later.
+	Newer func() bool
 }
+
+// ErrPostponed is why a claim was not pressed on: a newer one goes first.
+var ErrPostponed = errors.New("a newer claim goes first")
 
 // Attempt tries once to put the claims on their common ENI. Every claim has exactly one outcome, in no particular order.
 func (a *Applier) Attempt(ctx context.Context, eni, subnet string, claims []Claim) []Outcome {
@@ -216,10 +232,18 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 	}
 	for _, c := range ask {
 		if c.Held && held[c.Addr].ENI == t.eni {
+			if c.Addr.Is4() {
+				c.read, c.before = true, t.eni // whoever shows up later is newer
+			}
 			free = append(free, c) // to assign what is there already does no harm
 			continue
 		}
+		known := c
 		c, call := t.judge(c, held)
+		if _, somewhere := held[c.Addr]; !somewhere && c.Addr.Is6() {
+			// An IPv6 address is on no ENI in the midst of every move, and searches lag: that nobody held it before our claim is not known.
+			c.read, c.before = known.read, known.before
+		}
 		switch {
 		case !call:
 		case c.alone > 0 && c.alone < aloneLimit-1 && c.before == "":
@@ -371,9 +395,19 @@ func (t *attempt) assignIPv4(ctx context.Context, claims []Claim, reassign bool)
 		t.sift(ctx, claims, reassign)
 	default:
 		// EC2 refuses the whole batch for one address. Halving finds the bad one and lets the good ones pass.
-		half := len(claims) / 2
-		t.assignIPv4(ctx, claims[:half], reassign)
-		t.assignIPv4(ctx, claims[half:], reassign)
+		t.halves(claims, func(some []Claim) { t.assignIPv4(ctx, some, reassign) })
+	}
+}
+
+// halves takes a refused batch apart. What is left of it is put off when a newer claim has come, but for addresses between two ENIs.
+func (t *attempt) halves(claims []Claim, assign func([]Claim)) {
+	half := len(claims) / 2
+	for _, some := range [][]Claim{claims[:half], claims[half:]} {
+		if t.Newer != nil && t.Newer() && !slices.ContainsFunc(some, Claim.Owed) {
+			t.settle(Again, ErrPostponed, some...)
+			continue
+		}
+		assign(some)
 	}
 }
 
@@ -407,7 +441,10 @@ func (t *attempt) verify(ctx context.Context, claims []Claim) {
 		return
 	}
 	if err != nil {
-		t.fail(err, claims...)
+		for _, c := range claims {
+			c.unsure = true // EC2 has accepted it
+			t.settle(Again, err, c)
+		}
 		return
 	}
 	for _, c := range claims {
@@ -457,15 +494,12 @@ func (t *attempt) assignIPv6(ctx context.Context, claims []Claim, round int, sea
 		return
 	}
 	err := t.EC2.AssignIPv6(ctx, t.eni, addrsOf(claims))
-	class := ClassOf(err)
-	half := len(claims) / 2
-	switch {
+	switch class := ClassOf(err); {
 	case err == nil:
 		// The answer names only addresses that are new on the ENI, so success itself is the word that all are there.
 		t.settle(Done, nil, claims...)
 	case (class == Full || class == Refused && searched) && len(claims) > 1:
-		t.assignIPv6(ctx, claims[:half], round, searched)
-		t.assignIPv6(ctx, claims[half:], round, searched)
+		t.halves(claims, func(some []Claim) { t.assignIPv6(ctx, some, round, searched) })
 	case class == Full:
 		t.full = err
 		t.giveBack(ctx, claims[0])
@@ -506,6 +540,7 @@ func (t *attempt) giveBack(ctx context.Context, c Claim) {
 		}
 		t.Log.InfoContext(ctx, "no room: given back", "address", c.Addr, "to", c.takenFrom)
 		c.takenFrom, c.read, c.before = "", false, ""
+		c.fullSince = time.Now()
 		c.fullAt = math.MaxInt // not known: whatever is in use next time may be less
 		if n, err := t.EC2.IPv6Slots(ctx, t.eni); err == nil {
 			c.fullAt = n
@@ -550,9 +585,7 @@ func (t *attempt) resolveIPv6(ctx context.Context, claims []Claim, round int, re
 		}
 		t.assignIPv6(ctx, ready, round+1, false)
 	case len(ready) > 1:
-		half := len(ready) / 2
-		t.assignIPv6(ctx, ready[:half], round, true)
-		t.assignIPv6(ctx, ready[half:], round, true)
+		t.halves(ready, func(some []Claim) { t.assignIPv6(ctx, some, round, true) })
 	default:
 		t.settleAlone(ready[0], refusal)
 	}
@@ -567,7 +600,7 @@ func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Cl
 		}
 		inUse, err := t.EC2.IPv6Slots(ctx, t.eni)
 		for _, c := range barred {
-			if err == nil && inUse < c.fullAt {
+			if err == nil && inUse < c.fullAt || time.Since(c.fullSince) > fullFor {
 				c.fullAt = 0
 				free = append(free, c)
 				continue
@@ -648,7 +681,7 @@ func (t *attempt) tryIPv6(ctx context.Context, c Claim, refusal error) {
 // settleShown settles an address that EC2 refused, or was not asked for yet, and that a search shows on our own ENI.
 func (t *attempt) settleShown(c Claim) {
 	if c.Held {
-		if c.shown++; c.shown < aloneLimit {
+		if c.shown++; c.shown < shownLimit {
 			t.settle(Again, &OpError{Op: "wait for", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Contested,
 				Err: errors.New("EC2 refuses it although searches show it on the ENI: they may lag")}, c)
 			return

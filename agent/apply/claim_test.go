@@ -125,7 +125,7 @@ func TestFloatingClaims(t *testing.T) {
 				f.v6Again = apiError("InvalidParameterValue", 400, "already assigned")
 			},
 			claims: held(floating(claimsOf(v))),
-			steps:  slices.Concat(slices.Repeat([]step{{want: map[string]string{v: "again"}}}, aloneLimit-1), []step{{want: map[string]string{v: "done"}}}),
+			steps:  slices.Concat(slices.Repeat([]step{{want: map[string]string{v: "again"}}}, shownLimit-1), []step{{want: map[string]string{v: "done"}}}),
 		},
 		"what our own pod moved follows it, and from nowhere else": {
 			world:  func(f *fakeEC2) { f.eni("theirs", "10.0.16.11", a); f.eni("newer", "10.0.16.12", b) },

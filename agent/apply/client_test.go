@@ -384,3 +384,23 @@ func TestNewErrors(t *testing.T) {
 		})
 	}
 }
+
+// EC2 takes 200 values of filters in one request.
+func TestHoldersAsksInParts(t *testing.T) {
+	var all []netip.Addr
+	for a := netip.MustParseAddr("10.0.0.1"); len(all) < 500; a = a.Next() {
+		all = append(all, a)
+	}
+	w := &wire{status: 200, body: `<DescribeNetworkInterfacesResponse><networkInterfaceSet/></DescribeNetworkInterfacesResponse>`}
+	if _, err := w.client(t, true).Holders(t.Context(), "subnet-b", all); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.forms) != 3 {
+		t.Errorf("%d requests, want 3", len(w.forms))
+	}
+	for _, f := range w.forms {
+		if f.Get("Filter.1.Value.200") != "" || f.Get("Filter.1.Value.1") == "" {
+			t.Errorf("request with filters %v", f)
+		}
+	}
+}

@@ -34,6 +34,8 @@ const (
 	noManageTag = "node.k8s.amazonaws.com/no_manage"
 	// pageSize is how many ENIs one page of a search holds. In large accounts EC2 refuses searches without paging.
 	pageSize = 100
+	// searchSize is how many addresses one search may name: EC2 takes 200 values of all filters together.
+	searchSize = 190
 )
 
 // ErrConfiguration means that the AWS variables or files of the environment contradict themselves: no waiting will help.
@@ -220,12 +222,22 @@ func (c *Client) UnassignIPv6(ctx context.Context, eni string, addrs []netip.Add
 // Holders asks EC2 which ENIs of a subnet hold the addresses, all of one family. An address nobody holds is not in the answer;
 // nor, for a while, may one be that was assigned a moment ago: searches lag behind assignments.
 func (c *Client) Holders(ctx context.Context, subnet string, addrs []netip.Addr) (map[netip.Addr]Holder, error) {
+	held := map[netip.Addr]Holder{}
+	for some := range slices.Chunk(addrs, searchSize) {
+		if err := c.search(ctx, subnet, some, held); err != nil {
+			return nil, err
+		}
+	}
+	return held, nil
+}
+
+// search notes the holders of as many addresses as one request may ask for.
+func (c *Client) search(ctx context.Context, subnet string, addrs []netip.Addr, held map[netip.Addr]Holder) error {
 	name := "addresses.private-ip-address"
 	if addrs[0].Is6() {
 		name = "ipv6-addresses.ipv6-address"
 	}
-	held := map[netip.Addr]Holder{}
-	err := c.call(ctx, "DescribeNetworkInterfaces", "", addrs, func(ctx context.Context) error {
+	return c.call(ctx, "DescribeNetworkInterfaces", "", addrs, func(ctx context.Context) error {
 		pages := ec2.NewDescribeNetworkInterfacesPaginator(c.ec2, &ec2.DescribeNetworkInterfacesInput{
 			Filters: []types.Filter{
 				{Name: &name, Values: texts(addrs)},
@@ -244,7 +256,6 @@ func (c *Client) Holders(ctx context.Context, subnet string, addrs []netip.Addr)
 		}
 		return nil
 	})
-	return held, err
 }
 
 // Unmanaged tells whether an ENI is tagged to be left alone by the VPC CNI.

@@ -77,7 +77,7 @@ func (e *OpError) Error() string {
 	var b strings.Builder
 	b.WriteString(e.Op)
 	if len(e.Addrs) > 0 {
-		fmt.Fprintf(&b, " %s", joinAddrs(e.Addrs))
+		fmt.Fprintf(&b, " %s", someAddrs(e.Addrs))
 	}
 	if e.ENI != "" {
 		fmt.Fprintf(&b, " on %s", e.ENI)
@@ -231,6 +231,15 @@ func (e *credentialsError) class() Class {
 		return Unanswered
 	}
 	return NoCredentials
+}
+
+// someAddrs names the first few of many: each of the addresses gets the text.
+func someAddrs(addrs []netip.Addr) string {
+	const most = 4
+	if len(addrs) <= most {
+		return joinAddrs(addrs)
+	}
+	return fmt.Sprintf("%s and %d more", joinAddrs(addrs[:most-1]), len(addrs)-most+1)
 }
 
 func joinAddrs(addrs []netip.Addr) string {

@@ -11,6 +11,13 @@ import (
 	"multus-ip-manager.io/agent/report"
 )
 
+const (
+	// doubtFor is how long after a look that shows the address elsewhere, or nowhere, another one must show the same.
+	doubtFor = 3 * time.Second
+	// nobody is the doubt that no ENI holds the address.
+	nobody = "no ENI"
+)
+
 // calmTicks bounds how many ticks an address is left alone that metadata does not list though EC2 has it on the ENI.
 const calmTicks = 60
 
@@ -99,7 +106,7 @@ func (l *loop) compared(all, absent []subject) {
 	}
 	if len(suspect) > 0 {
 		l.Log.Debug("metadata does not list addresses, EC2 is asked", "addresses", len(suspect))
-		l.start("looking who holds addresses", stuckAfter, func(ctx context.Context) func() { return l.holders(ctx, suspect) })
+		l.start("looking who holds addresses", searchTime(suspect), func(ctx context.Context) func() { return l.holders(ctx, suspect) })
 	}
 }
 
@@ -117,24 +124,29 @@ func (l *loop) inspectDue(now time.Time) {
 	if l.ec2 == nil {
 		return
 	}
-	var all []subject
+	var all, sure []subject
 	for _, e := range l.addresses {
 		if len(e.looks) == 0 || e.looks[0].After(now) || !e.here() {
 			continue
 		}
 		e.looks = e.looks[1:]
-		if !e.busy && e.state != report.StatePending && e.state != report.StateWaiting {
+		switch {
+		case e.busy || e.open():
+		case e.state != report.StateAssigned || e.doubt != "" || len(e.looks) == 1:
+			// Metadata may lag; the look in the middle is after whatever an older claim's agent takes back.
+			sure = append(sure, l.subject(e))
+		default:
 			all = append(all, l.subject(e))
 		}
 	}
-	if len(all) == 0 {
+	if len(all)+len(sure) == 0 {
 		return
 	}
-	l.start("looking who holds addresses", stuckAfter, func(ctx context.Context) func() {
-		doubtful := all
-		if l.List != nil {
+	l.start("looking who holds addresses", searchTime(all, sure), func(ctx context.Context) func() {
+		doubtful := slices.Concat(all, sure)
+		if l.List != nil && len(all) > 0 {
 			if absent, err := l.unlisted(ctx, all); err == nil {
-				doubtful = absent
+				doubtful = slices.Concat(absent, sure)
 			}
 		}
 		then := func() {}
@@ -178,6 +190,15 @@ func (l *loop) holders(ctx context.Context, all []subject) (then func()) {
 	}
 }
 
+// searchTime bounds searches for these subjects: each is one attempt or more.
+func searchTime(lists ...[]subject) time.Duration {
+	d := stuckAfter
+	for _, list := range lists {
+		d += time.Duration(len(list)) * 5 * time.Second
+	}
+	return d
+}
+
 // grouped sorts subjects by subnet and family: one search is about one of each.
 func grouped(all []subject) [][]subject {
 	var groups [][]subject
@@ -213,28 +234,40 @@ func (l *loop) confirmed(e *entry) {
 
 // seen takes in which ENI EC2 shows to hold an address, "" for none. What is lost to another stays there; what nobody holds is put back.
 func (l *loop) seen(e *entry, holder string) {
-	now := time.Now()
+	now, shown := time.Now(), holder
+	if shown == "" {
+		shown = nobody
+	}
 	switch {
 	case holder == e.decision.ENI.ID:
 		l.confirmed(e)
 		e.calm = min(2*e.calm+1, calmTicks)
 		e.wait = e.calm
+	case e.doubt != shown:
+		// Searches lag behind assignments, and an IPv6 address is on no ENI in the midst of a move, so one look alone proves nothing.
+		e.doubt = shown
+		if again := now.Add(doubtFor); len(e.looks) == 0 || e.looks[0].After(again) {
+			e.looks = slices.Insert(e.looks, 0, again)
+		}
 	case holder == "":
 		at := e.own(now)
 		l.Log.Warn("no ENI holds the address any more, it is put back", "address", e.addr, "interface", e.link, "eni", e.decision.ENI.ID, "in", at.Sub(now).String())
 		e.origin, e.from = found, ""
-		moves := e.looks
+		looks := e.looks
 		e.press(at)
-		e.looks = moves
+		e.looks = looks
 	case e.state != report.StateAssigned:
-		l.lose(e, e.state, holder, e.reason)
-	case e.doubt != holder:
-		// Searches lag behind assignments, so one look alone proves nothing.
-		e.doubt = holder
-		if len(e.looks) == 0 {
-			e.looks = append(e.looks, now.Add(5*time.Second))
-		}
+		l.lose(e, e.state, holder, nil)
+		l.await(e, now)
 	default:
 		l.lose(e, report.StateLost, holder, nil)
+		l.await(e, now)
+	}
+}
+
+// await has an address that another ENI holds looked at again some day.
+func (l *loop) await(e *entry, now time.Time) {
+	if e.doubt = ""; len(e.looks) == 0 {
+		e.looks = []time.Time{now.Add(e.patience())}
 	}
 }

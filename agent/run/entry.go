@@ -37,6 +37,8 @@ type entry struct {
 	from string
 	// heard is when the event arrived that made the claim; zero when none did.
 	heard time.Time
+	// noticed is when the present addition was first seen.
+	noticed time.Time
 
 	state  string
 	since  time.Time
@@ -62,6 +64,8 @@ type entry struct {
 	// gone is when the address left the interface, zero while it is there. touched is true when a call for it was unanswered then.
 	gone    time.Time
 	touched bool
+	// doubled is true when the address left because a neighbour on the link has it.
+	doubled bool
 
 	// looks are when to see again who holds the address. doubt is the other ENI that the last look showed.
 	looks []time.Time
@@ -69,6 +73,8 @@ type entry struct {
 	// absent counts in how many ticks in a row metadata did not list the address; calm how many ticks need not ask, wait how many
 	// are left of those.
 	absent, calm, wait int
+	// losses counts how often a look found the address with another ENI since it was claimed.
+	losses int
 	// moves are when the address was put back by the agent's own motion, without any event of the pod's.
 	moves []time.Time
 
@@ -107,8 +113,27 @@ func (e *entry) press(now time.Time) {
 	e.claim = e.fresh().Renewed(e.claim)
 	e.serial++
 	e.attempts, e.backoff, e.due = 0, backoff{}, now
-	e.looks, e.doubt, e.absent, e.calm, e.wait = nil, "", 0, 0, 0
+	e.looks, e.doubt, e.absent, e.calm, e.wait, e.losses = nil, "", 0, 0, 0, 0
 	e.enter(report.StatePending, nil)
+}
+
+// age makes a claim whose first attempt comes late one of an address that is merely there: somebody may have claimed it since.
+func (e *entry) age(now time.Time) {
+	if e.origin == added && e.from == "" && now.Sub(e.noticed) > lateAfter {
+		e.origin, e.heard = found, time.Time{}
+		if e.pod {
+			e.origin = came
+		}
+		e.claim = e.fresh().Renewed(e.claim)
+	}
+}
+
+// patience is how long after a look that found the address with another ENI the next one comes: what nobody holds any more may be taken up,
+// and who holds it may be gone.
+func (e *entry) patience() time.Duration {
+	d := min(15*time.Minute<<min(e.losses, 4), time.Hour)
+	e.losses++
+	return d
 }
 
 // here tells whether the address is on the interface.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"multus-ip-manager.io/agent/apply"
@@ -23,8 +24,12 @@ const (
 	// spreads the ticks of a node's pods.
 	tickEvery  = time.Minute
 	tickJitter = 6 * time.Second
-	// slowRetry is about the pause after a fault that waiting alone does not mend, such as a missing permission.
+	// slowRetry is about the first pause after a fault that waiting alone does not mend, such as a missing permission, slowCap about the
+	// longest: many pods may have it.
 	slowRetry = time.Minute
+	slowCap   = 5 * time.Minute
+	// refusedCap is the longest for an address that EC2 refuses, because each of many takes a call, or more, to itself.
+	refusedCap = time.Hour
 	// stuckAfter is how long one step of the loop may take before the process ends itself.
 	stuckAfter = time.Minute
 	// believeGone is how long an address must have left the interface before that is believed: links flap.
@@ -64,11 +69,13 @@ type loop struct {
 	cameWith  map[netip.Addr]bool
 	addresses map[netip.Addr]*entry
 	tenures   map[netip.Addr]time.Time // addresses that our ENIs held, and until when at least
-	lanes     map[string]bool          // ENIs for which a call is under way
+	lanes     map[string]*lane         // ENIs for which a call is under way
 	told      map[skipped]bool
 	want      plan.Expectation
-	missing   error            // an interface that is not there
-	trouble   map[string]error // what else is waited for: metadata, the AWS configuration
+	missing   error                // an interface that is not there
+	trouble   map[string]error     // what else is waited for: metadata, the AWS configuration
+	faults    map[string]*faultLog // what each ENI's claims wait for
+	foreign   map[string]*foreignMAC
 	started   time.Time
 	ready     bool // was ready once
 	fatal     error
@@ -80,7 +87,7 @@ func newLoop(s *Sidecar, life context.Context) *loop {
 	return &loop{
 		Sidecar: s, life: life, work: work, cut: cut, mail: newMailbox(), inbox: make(chan func()), over: make(chan struct{}), dog: newWatchdog(stuckAfter),
 		enis: map[string]plan.ENI{}, asked: map[string]bool{}, stale: map[string]bool{}, cameWith: map[netip.Addr]bool{}, addresses: map[netip.Addr]*entry{},
-		tenures: map[netip.Addr]time.Time{}, lanes: map[string]bool{}, trouble: map[string]error{}, started: time.Now(),
+		tenures: map[netip.Addr]time.Time{}, faults: map[string]*faultLog{}, foreign: map[string]*foreignMAC{}, lanes: map[string]*lane{}, trouble: map[string]error{}, started: time.Now(),
 	}
 }
 
@@ -140,6 +147,7 @@ func (l *loop) run(ctx context.Context) error {
 		l.advance()
 		end()
 		if l.fatal != nil {
+			l.wind()
 			return l.fatal
 		}
 		due.Reset(l.untilDue())
@@ -150,8 +158,12 @@ func nextTick() time.Duration {
 	return tickEvery - tickJitter + rand.N(2*tickJitter) //nolint:gosec // jitter needs no cryptography
 }
 
-// slowly gives a pause around slowRetry.
-func slowly() time.Duration { return slowRetry*3/4 + rand.N(slowRetry/2) } //nolint:gosec // jitter needs no cryptography
+// slowly gives the pause after so many failures that waiting does not mend: a minute and more, up to the most given, each a quarter longer or
+// shorter.
+func slowly(failures int, most time.Duration) time.Duration {
+	d := min(slowRetry<<min(failures, 8), most)
+	return d*3/4 + rand.N(d/2) //nolint:gosec // jitter needs no cryptography
+}
 
 // deadline ends an agent that was not ready in time.
 func (l *loop) deadline() {
@@ -315,6 +327,7 @@ func (l *loop) meet(d plan.Decision, first bool) {
 		l.addresses[addr] = e
 		_, e.held = l.tenures[addr]
 		e.origin, e.heard = l.originOf(e, d.Address, first)
+		e.noticed = now
 		e.enter(report.StatePending, nil)
 	case e.addition != d.Address.Addition():
 		l.addAnew(e, d)
@@ -330,20 +343,21 @@ func (l *loop) meet(d plan.Decision, first bool) {
 // originOf tells what kind of claim a newly seen address is.
 func (l *loop) originOf(e *entry, a plan.Address, first bool) (origin, time.Time) {
 	switch {
-	case e.pod && (first || l.snapshot.Heard.IsZero()):
+	case !first && l.snapshot.Age(a) <= lateAfter:
+		return added, l.snapshot.Heard
+	case e.pod:
 		return came, time.Time{}
-	case first || l.snapshot.Age(a) > lateAfter:
-		return found, time.Time{}
 	}
-	return added, l.snapshot.Heard
+	return found, time.Time{}
 }
 
 // addAnew makes a new claim of an address that was removed and added again.
 func (l *loop) addAnew(e *entry, d plan.Decision) {
-	old := e.addition
+	old, ours := e.addition, e.state == report.StateAssigned || e.busy || e.claim.Unsure() || e.claim.Owed()
 	e.addition, e.renewed, e.touched, e.from = d.Address.Addition(), e.busy, false, ""
+	e.noticed = time.Now()
 	switch e.origin, e.heard = l.originOf(e, d.Address, false); {
-	case e.origin == found && old.Link != e.addition.Link && e.state == report.StateAssigned && d.Reason == plan.ReasonWanted:
+	case e.origin == found && old.Link != e.addition.Link && ours && d.Reason == plan.ReasonWanted:
 		// It is on two interfaces, and has left the one that counted.
 		e.origin, e.from = added, e.decision.ENI.ID
 	case e.pod:
@@ -366,12 +380,8 @@ func (l *loop) place(e *entry, d plan.Decision, now time.Time) {
 	case "":
 		e.enter(report.StatePending, fmt.Errorf("it is not known yet which ENI has the MAC %s", d.Address.Link.MAC))
 	case plan.ReasonWanted:
-		if was.ENI.ID != "" && was.ENI.ID != d.ENI.ID && e.origin != added {
-			// The interface's ENI was replaced.
-			e.origin = found
-			if e.pod {
-				e.origin = came
-			}
+		if was.ENI.ID != "" && was.ENI.ID != d.ENI.ID && !e.open() {
+			e.origin, e.from = found, "" // the interface's ENI was replaced, which is no claim
 		}
 		e.renewed = e.busy
 		e.press(now)
@@ -388,8 +398,14 @@ func (l *loop) place(e *entry, d plan.Decision, now time.Time) {
 func (l *loop) leave(e *entry) {
 	e.gone = time.Now()
 	e.touched = e.busy || e.claim.Unsure() || e.claim.Owed()
-	e.looks, e.doubt = nil, ""
+	e.looks, e.doubt, e.doubled = nil, "", l.dadFailed(e.addr)
 	l.Log.Debug("address has left the interface", "address", e.addr, "interface", e.link, "eni", e.decision.ENI.ID)
+}
+
+// dadFailed tells whether the address is still on an interface, where duplicate address detection found that a neighbour on the link has
+// it: that may be a pod on the same ENI, so nothing is taken back.
+func (l *loop) dadFailed(addr netip.Addr) bool {
+	return slices.ContainsFunc(l.snapshot.Addresses, func(a plan.Address) bool { return a.Addr == addr && a.DADFailed })
 }
 
 // guard names the interfaces whose addresses do not work yet, for the check of the agent's own routes.
@@ -409,7 +425,7 @@ func (l *loop) advance() {
 	for addr, e := range l.addresses {
 		switch {
 		case e.here() || e.busy || now.Before(e.gone.Add(believeGone)):
-		case !e.touched:
+		case !e.touched || e.doubled:
 			if e.held || e.assigned {
 				l.tenures[addr] = now
 			}
@@ -443,17 +459,17 @@ func (l *loop) untilDue() time.Duration {
 	for _, e := range l.addresses {
 		switch {
 		case e.busy:
-		case !e.here() && !e.touched:
+		case !e.here() && (!e.touched || e.doubled):
 			sooner(e.gone.Add(believeGone))
 		case !e.here():
-			if at := e.gone.Add(believeGone); l.ec2 == nil || l.lanes[e.claim.ENI] {
+			if at := e.gone.Add(believeGone); l.ec2 == nil || l.lanes[e.claim.ENI] != nil {
 				continue
 			} else if at.After(e.due) {
 				sooner(at)
 			} else {
 				sooner(e.due)
 			}
-		case l.tries(e) && !l.lanes[e.claim.ENI]:
+		case l.tries(e) && l.lanes[e.claim.ENI] == nil:
 			sooner(e.due)
 		}
 		if len(e.looks) > 0 && e.here() {
@@ -473,7 +489,10 @@ func (l *loop) tries(e *entry) bool {
 func (l *loop) dispatch(now time.Time) {
 	due := map[string][]*entry{}
 	for _, e := range l.addresses {
-		if l.tries(e) && !l.lanes[e.claim.ENI] && !e.due.After(now.Add(together)) {
+		if lane := l.lanes[e.claim.ENI]; lane != nil && l.tries(e) && e.attempts == 0 && !e.due.After(now) {
+			lane.newer.Store(true)
+		}
+		if l.tries(e) && l.lanes[e.claim.ENI] == nil && !e.due.After(now.Add(together)) {
 			due[e.claim.ENI] = append(due[e.claim.ENI], e)
 		}
 	}
@@ -489,6 +508,9 @@ func (l *loop) dispatch(now time.Time) {
 	}
 }
 
+// lane is an ENI with a call under way. newer tells that a claim waits for it that was never tried.
+type lane struct{ newer atomic.Bool }
+
 // attempt makes one attempt for the claims of one ENI.
 func (l *loop) attempt(eni string, es []*entry) {
 	sent := time.Now()
@@ -497,10 +519,12 @@ func (l *loop) attempt(eni string, es []*entry) {
 		e.busy = true
 		if e.attempts++; e.attempts == 1 {
 			e.spend(sent)
+			e.age(sent)
 		}
 		claims[i] = e.claim
 	}
-	l.lanes[eni] = true
+	way := &lane{}
+	l.lanes[eni] = way
 	subnet := es[0].claim.Subnet
 	level := slog.LevelInfo
 	if es[0].attempts > 1 {
@@ -508,6 +532,7 @@ func (l *loop) attempt(eni string, es []*entry) {
 	}
 	l.Log.Log(l.life, level, "assigning addresses", "eni", eni, "subnet", subnet, "addresses", claimed(claims))
 	applier := l.applier()
+	applier.Newer = way.newer.Load
 	// An attempt for many addresses may take many calls, each bounded by itself.
 	limit := stuckAfter + time.Duration(len(claims))*10*time.Second
 	l.start("an attempt on "+eni, limit, func(ctx context.Context) func() {
@@ -524,7 +549,7 @@ func (l *loop) applier() *apply.Applier {
 func (l *loop) settled(eni string, outcomes []apply.Outcome, sent time.Time) {
 	delete(l.lanes, eni)
 	now := time.Now()
-	pauses := map[apply.Class]time.Duration{}
+	b := batch{eni: eni, sent: sent, now: now, pauses: map[pace]time.Duration{}}
 	for _, o := range outcomes {
 		e := l.addresses[o.Claim.Addr]
 		e.busy = false
@@ -540,20 +565,77 @@ func (l *loop) settled(eni string, outcomes []apply.Outcome, sent time.Time) {
 			e.due = now
 		default:
 			e.claim = o.Claim
-			l.take(e, o, sent, now, pauses)
+			l.take(e, o, &b)
 		}
 	}
+	b.tell(l)
 	l.guard()
 }
 
+// batch is what an attempt's outcomes have in common.
+type batch struct {
+	eni       string
+	sent, now time.Time
+	// pauses are chosen once for each pace, so that claims that failed together are tried together.
+	pauses map[pace]time.Duration
+	// waiting are the claims that wait for fault, the one of them that is told.
+	waiting []apply.Claim
+	fault   error
+	what    string
+}
+
+// pace is how long to wait: for a class of fault, or for one that waiting does not mend.
+type pace struct {
+	class apply.Class
+	slow  bool
+}
+
+// wait puts off the next attempt of an entry.
+func (b *batch) wait(e *entry, p pace) {
+	pause, chosen := b.pauses[p]
+	if !chosen {
+		next := e.backoff
+		if pause = next.pause(p.class); p.slow {
+			pause = slowly(e.backoff.failures, slowCap)
+			if p.class == apply.Refused {
+				pause = slowly(e.backoff.failures, refusedCap)
+			}
+		}
+		b.pauses[p] = pause
+	}
+	e.backoff.failures++
+	e.due = b.now.Add(pause)
+}
+
+// note remembers what is waited for, to be told once for all claims.
+func (b *batch) note(what string, c apply.Claim, err error) {
+	b.waiting = append(b.waiting, c)
+	if b.fault == nil {
+		b.what, b.fault = what, err
+	}
+}
+
+func (b *batch) tell(l *loop) {
+	if b.fault == nil {
+		delete(l.faults, b.eni)
+		return
+	}
+	log := l.faults[b.eni]
+	if log == nil {
+		log = &faultLog{log: l.Log.With("eni", b.eni)}
+		l.faults[b.eni] = log
+	}
+	log.tell(b.what, b.fault, "addresses", claimed(b.waiting))
+}
+
 // take takes in the outcome of a claim that still stands.
-func (l *loop) take(e *entry, o apply.Outcome, sent, now time.Time, pauses map[apply.Class]time.Duration) {
-	eni := e.claim.ENI
+func (l *loop) take(e *entry, o apply.Outcome, b *batch) {
+	eni, now := e.claim.ENI, b.now
 	switch o.Verdict {
 	case apply.Done:
 		e.enter(report.StateAssigned, nil)
 		e.assigned, e.due, e.log.text = true, time.Time{}, ""
-		args := []any{"address", e.addr, "interface", e.link, "eni", eni, "duration", now.Sub(sent).Round(time.Microsecond).String()}
+		args := []any{"address", e.addr, "interface", e.link, "eni", eni, "duration", now.Sub(b.sent).Round(time.Microsecond).String()}
 		if e.origin == added {
 			e.looks = lookAgain(now)
 			if !e.heard.IsZero() {
@@ -565,21 +647,21 @@ func (l *loop) take(e *entry, o apply.Outcome, sent, now time.Time, pauses map[a
 		l.Log.Info("address assigned", args...)
 	case apply.Rejected:
 		e.enter(report.StateRefused, o.Err)
-		e.due = now.Add(slowly())
+		b.wait(e, pace{slow: true, class: apply.Refused})
 		e.log.tell("address refused", o.Err, "eni", eni)
 	case apply.Forbidden:
 		e.enter(report.StateWaiting, o.Err)
-		e.due = now.Add(slowly())
-		e.log.tell("waiting for a permission", o.Err, "eni", eni)
+		b.wait(e, pace{slow: true, class: apply.Denied})
+		b.note("waiting for a permission", e.claim, o.Err)
 	case apply.Yielded:
 		if e.origin != came {
 			l.yield(e, o.Err, now)
 			return
 		}
 		// Its IPAM vouches that it is the pod's, so this is a conflict to be waited out.
-		l.wait(e, o.Err, now, pauses)
+		l.wait(e, o.Err, b)
 	case apply.Again:
-		l.wait(e, o.Err, now, pauses)
+		l.wait(e, o.Err, b)
 	}
 }
 
@@ -590,26 +672,24 @@ func family(a netip.Addr) string {
 	return "ipv6"
 }
 
-// wait makes a claim be tried again after a pause. Claims that failed together are tried together.
-func (l *loop) wait(e *entry, err error, now time.Time, pauses map[apply.Class]time.Duration) {
+// wait makes a claim be tried again after a pause.
+func (l *loop) wait(e *entry, err error, b *batch) {
+	if errors.Is(err, apply.ErrPostponed) {
+		e.enter(report.StateWaiting, err)
+		e.due = b.now
+		return
+	}
 	class := apply.ClassOf(err)
 	if blocked := l.Routes.Blocked(); blocked != nil && !e.claim.Owed() {
 		err = &report.Failure{Code: report.NoRoute, Err: blocked}
 	}
 	e.enter(report.StateWaiting, err)
-	pause, chosen := pauses[class]
-	if !chosen {
-		pace := class
-		if e.origin == added && class != apply.Full {
-			pace = apply.Unanswered // a takeover waits two seconds at most
-		}
-		b := e.backoff
-		pause = b.pause(pace)
-		pauses[class] = pause
+	p := pace{class: class}
+	if e.origin == added && class != apply.Full {
+		p.class = apply.Unanswered // a takeover waits two seconds at most
 	}
-	e.backoff.failures++
-	e.due = now.Add(pause)
-	e.log.tell("waiting to try again", err, "eni", e.claim.ENI)
+	b.wait(e, p)
+	b.note("waiting to try again", e.claim, err)
 	if class == apply.Gone {
 		l.readAgain(e.decision.Address.Link.MAC)
 	}
@@ -625,8 +705,8 @@ func (l *loop) yield(e *entry, err error, now time.Time) {
 	if e.origin != found || e.assigned {
 		state = report.StateLost
 	}
-	e.looks = lookAgain(now)[1:]
 	l.lose(e, state, holder, err)
+	e.looks = append(lookAgain(now)[1:], now.Add(e.patience()))
 	e.due = time.Time{}
 }
 
@@ -638,17 +718,23 @@ func (l *loop) lose(e *entry, state, holder string, err error) {
 		}
 		l.Log.Warn("another ENI holds the address, and it is left there", "address", e.addr, "interface", e.link, "eni", e.claim.ENI, "holder", holder, "state", state)
 	}
+	if err == nil {
+		err = fmt.Errorf("%s claimed the address after this pod did", holder)
+		if state == report.StateElsewhere {
+			err = fmt.Errorf("%s holds it, and it is not taken from there: it was found here, not added anew", holder)
+		}
+	}
 	e.enter(state, err)
 	e.holder = holder
 }
 
 // undo takes back what a call may have done for an address that has left the interface meanwhile.
 func (l *loop) undo(e *entry) {
-	if l.ec2 == nil || l.lanes[e.claim.ENI] {
+	if l.ec2 == nil || l.lanes[e.claim.ENI] != nil {
 		return
 	}
 	claim, eni := e.claim, e.claim.ENI
-	e.busy, l.lanes[eni] = true, true
+	e.busy, l.lanes[eni] = true, &lane{}
 	l.Log.Info("taking back what an unanswered call did for an address that has left", "address", e.addr, "eni", eni)
 	applier := l.applier()
 	l.start("taking back "+e.addr.String(), stuckAfter, func(ctx context.Context) func() {

@@ -20,8 +20,10 @@ const (
 
 // reachEC2 makes the EC2 client, and waits for whatever that takes. Only a configuration that contradicts itself is fatal.
 func (l *loop) reachEC2() {
+	var b backoff
+	log := faultLog{log: l.Log}
 	for {
-		ec2, err := l.connect(l.life, func() (apply.EC2, error) { return l.Connect(l.life) })
+		ec2, err := l.Connect(l.life)
 		if l.life.Err() != nil {
 			return
 		}
@@ -32,12 +34,17 @@ func (l *loop) reachEC2() {
 			})
 			return
 		}
-		if report.CodeOf(err) == report.Usage {
-			l.post(func() { l.fatal = err })
+		if errors.Is(err, apply.ErrConfiguration) {
+			l.post(func() { l.fatal = &report.Failure{Code: report.Usage, Err: err} })
 			return
 		}
-		l.post(func() { l.trouble[configTrouble] = err })
-		if sleep(l.life, slowly()) != nil {
+		reason := &report.Failure{Code: report.NoMetadata, Err: err}
+		if blocked := l.Routes.Blocked(); blocked != nil {
+			reason = &report.Failure{Code: report.NoRoute, Err: blocked}
+		}
+		l.post(func() { l.trouble[configTrouble] = reason })
+		log.tell("waiting for the AWS configuration", reason)
+		if sleep(l.life, b.pause(apply.Unanswered)) != nil {
 			return
 		}
 	}
@@ -119,7 +126,7 @@ func (l *loop) askMetadata(ctx context.Context, c plan.Candidates, macs []string
 			reason = lasting
 		}
 		if report.CodeOf(reason) != report.NoMetadata || hops >= hopLimitTries || errors.Is(err, locate.ErrDisabled) {
-			pause = slowly()
+			pause = slowly(0, slowCap)
 		}
 		if blocked := l.Routes.Blocked(); blocked != nil {
 			reason = &report.Failure{Code: report.NoRoute, Err: blocked}
@@ -162,6 +169,30 @@ func (l *loop) learn(asked context.Context, enis []plan.ENI, macs []string, last
 	l.review(false)
 }
 
+// foreignMAC is when a MAC that is no ENI's is asked about again.
+type foreignMAC struct {
+	due time.Time
+	gap time.Duration
+}
+
+// reconsider has metadata asked again about MACs that are no ENI's, with growing gaps: it may have learned of an ENI late.
+func (l *loop) reconsider(foreign []plan.Address) {
+	now := time.Now()
+	still := map[string]*foreignMAC{}
+	for _, mac := range macsOf(foreign) {
+		f := l.foreign[mac]
+		if f == nil {
+			f = &foreignMAC{due: now, gap: tickEvery}
+		}
+		if !now.Before(f.due) {
+			l.stale[mac] = true
+			f.due, f.gap = now.Add(f.gap), min(2*f.gap, time.Hour)
+		}
+		still[mac] = f
+	}
+	l.foreign = still
+}
+
 // tick is what a sidecar at rest does once a minute.
 func (l *loop) tick() {
 	if w, ok := l.ec2.(Warmer); ok {
@@ -176,11 +207,7 @@ func (l *loop) tick() {
 		}
 	}
 	c := plan.Sort(l.snapshot, l.rules())
-	for _, a := range plan.Foreign(c.Wanted, l.known()) {
-		if a.Link.SharesMAC() {
-			l.stale[a.Link.MAC] = true // an ENI that metadata did not list in time
-		}
-	}
+	l.reconsider(plan.Foreign(c.Wanted, l.known()))
 	l.locateENIs(c)
 	l.drift()
 }

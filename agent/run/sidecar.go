@@ -127,11 +127,33 @@ func newWatchdog(limit time.Duration) *watchdog {
 func (w *watchdog) begin(what string) (end func()) { return w.beginFor(what, w.limit) }
 
 func (w *watchdog) beginFor(what string, limit time.Duration) (end func()) {
-	t := time.AfterFunc(limit, func() {
+	// Time is counted in steps, so that a process that was stopped for a while, or a machine, is not taken for one that is stuck.
+	const steps = 12
+	var mu sync.Mutex
+	passed, over := 0, false
+	var t *time.Timer
+	step := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if over {
+			return
+		}
+		if passed++; passed < steps {
+			t.Reset(limit / steps)
+			return
+		}
 		select {
 		case w.stuck <- what:
 		default:
 		}
-	})
-	return func() { t.Stop() }
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(limit/steps, step)
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		t.Stop()
+	}
 }

@@ -339,7 +339,7 @@ func (r *scene) begin() {
 // settle lets time pass until nothing happens at its end.
 func (r *scene) settle(d time.Duration) {
 	if d > 0 {
-		time.Sleep(d)
+		pass(d)
 	}
 	synctest.Wait()
 }
@@ -429,3 +429,6 @@ func in(t *testing.T, test func(*testing.T)) {
 	t.Helper()
 	synctest.Test(t, test)
 }
+
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"multus-ip-manager.io/agent/report"
+	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/aws"
 	"multus-ip-manager.io/test/binaries"
 	"multus-ip-manager.io/test/kubelet"
@@ -37,16 +39,24 @@ func (s suite) Run() int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
+	// These tests mostly wait, for answers that come late and for things that must not happen.
+	if err := flag.Set("test.parallel", "10"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	flag.Parse() // what was asked for on the command line wins
 	return s.m.Run()
 }
 
 func TestMain(m *testing.M) { ns.Main(suite{m}) }
 
-// lab is a world with one pod to try.
+// lab is a world with pods to try.
 type lab struct {
 	*testing.T
 	world *world.World
 	cloud *aws.Cloud
+	// record is who has had which address.
+	record *aws.Record
 }
 
 // start builds a world of two nodes: device 0 in subnet-a, 1 in subnet-b, 2 in subnet-c, 3 in subnet-b again.
@@ -69,7 +79,7 @@ func start(t *testing.T, change func(*world.Spec), opts ...aws.Option) *lab {
 			t.Error(err)
 		}
 	})
-	return &lab{T: t, world: w, cloud: w.Cloud()}
+	return &lab{T: t, world: w, cloud: w.Cloud(), record: w.Cloud().Record()}
 }
 
 // pod starts a pod on node one with these networks.
@@ -98,6 +108,8 @@ func network(eni int, addresses ...string) world.Network {
 
 // how says what the pod carries and how long to wait.
 type how struct {
+	mode        settings.Mode // default init
+	restarted   bool          // not the pod's first start: Multus's network-status is known
 	annotations map[string]string
 	agent       map[string]string // settings of the installation, by flag
 	env         []string
@@ -110,6 +122,7 @@ func (l *lab) container(p *world.Pod, h how) kubelet.Container {
 	set := map[string]string{"deadline": "20s", "log-level": "debug", "log-format": "text"}
 	maps.Copy(set, h.agent)
 	c, err := podlab.Container(p, podlab.Start{
+		Mode: h.mode, Restarted: h.restarted,
 		Program: filepath.Join(bin, "agent"), Annotations: h.annotations, Agent: set, Env: h.env, PodIPs: h.podIPs,
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 type Cloud struct {
 	region, account string
 	seed            uint64
+	journalLimit    int // how many calls each journal keeps, 0 = all
 
 	mu       sync.Mutex // guards everything below
 	settings Settings
@@ -38,7 +39,7 @@ func New(opts ...Option) *Cloud {
 	c.buckets = buckets{}
 	c.faults = newFaults(c.seed)
 	c.plane = &plane{}
-	c.journal, c.lookups = newJournal(), newJournal()
+	c.journal, c.lookups = newJournal(c.journalLimit), newJournal(c.journalLimit)
 	return c
 }
 
@@ -73,8 +74,11 @@ func (c *Cloud) Settings() Settings {
 // Faults are the scripted failures of the endpoints.
 func (c *Cloud) Faults() *Faults { return c.faults }
 
-// Journal is every EC2 call so far, in the order in which they arrived.
+// Journal is every EC2 call so far, in the order in which they arrived; the newest of them with WithJournalLimit.
 func (c *Cloud) Journal() []Call { return c.journal.all() }
+
+// Calls is how many EC2 calls there were, those that a limited journal has forgotten included.
+func (c *Cloud) Calls() int { return c.journal.count() }
 
 // IMDSJournal is every request to a metadata service so far, in the order in which they arrived.
 func (c *Cloud) IMDSJournal() []Call { return c.lookups.all() }
@@ -120,6 +124,16 @@ func (c *Cloud) Subnet(id string) (Subnet, bool) {
 	s, ok := c.state.subnets[id]
 	return s, ok
 }
+
+// clock is what time it is at AWS.
+func (c *Cloud) clock() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now()
+}
+
+// now is clock for whoever holds c.mu.
+func (c *Cloud) now() time.Time { return time.Now().Add(c.settings.ClockOffset) }
 
 // commit applies edits under c.mu, remembers the versions and hands the changes to the data plane's queue. The caller
 // must call c.plane.flush after releasing c.mu.

@@ -21,7 +21,7 @@ type request struct {
 	params
 	action  action
 	version string
-	call    *Call
+	call    *entry
 	who     principal
 }
 
@@ -33,7 +33,7 @@ func (c *Cloud) serveEC2(w http.ResponseWriter, r *http.Request) {
 	q := &request{params: params{values: values}, version: apiVersion}
 	q.call = c.journal.begin(c.describeCall(q))
 	// Deferred, so that requests that end without an answer have an end, too.
-	defer c.journal.note(q.call, func(call *Call) { call.End = time.Now() })
+	defer c.journal.note(q.call, (*Call).end)
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(readErr, &tooLarge):
@@ -173,7 +173,8 @@ func (c *Cloud) answer(w http.ResponseWriter, q *request, id string, answer any,
 		status, code = http.StatusInternalServerError, "InternalError"
 		b.Reset()
 	}
-	c.journal.note(q.call, func(call *Call) { call.Status, call.Code, call.End = status, code, time.Now() })
+	c.journal.note(q.call, func(call *Call) { call.Status, call.Code = status, code; call.end() })
+	w.Header().Set("Date", c.clock().UTC().Format(http.TimeFormat))
 	w.Header().Set("Content-Type", "text/xml;charset=UTF-8")
 	w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
 	w.Header().Set("X-Amzn-Requestid", id)

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -87,7 +88,7 @@ func (c *Cloud) RotateCredentials(instanceID string, revoke bool) {
 	old, ok := c.iam.roles[instanceID]
 	delete(c.iam.roles, instanceID)
 	if k := c.iam.keys[old.AccessKeyID]; ok && revoke {
-		k.Expires = time.Now()
+		k.Expires = c.now()
 		c.iam.keys[old.AccessKeyID] = k
 	}
 }
@@ -101,10 +102,11 @@ func (c *Cloud) roleCredentials(instanceID string) Creds {
 	if ttl <= 0 {
 		ttl = 6 * time.Hour
 	}
-	now := time.Now()
+	now := c.now()
 	if cur, ok := c.iam.roles[instanceID]; ok && cur.Expires.Sub(now) > ttl/3 {
 		return cur
 	}
+	c.iam.forget(now)
 	cur := Creds{
 		AccessKeyID:     "ASIA" + c.random("key", 10, base32.StdEncoding.EncodeToString),
 		SecretAccessKey: c.random("secret", 30, base64.StdEncoding.EncodeToString),
@@ -117,6 +119,14 @@ func (c *Cloud) roleCredentials(instanceID string) Creds {
 		instance: instanceID,
 	}}
 	return cur
+}
+
+// forget drops the keys of roles that ended long ago, so that a long run with short-lived credentials does not collect them. Newer ones
+// must stay: EC2 calls them expired, not unknown.
+func (i iam) forget(now time.Time) {
+	maps.DeleteFunc(i.keys, func(_ string, k key) bool {
+		return k.who.instance != "" && now.Sub(k.Expires) > time.Hour
+	})
 }
 
 // random returns n bytes that are different each time and the same in every run with the same seed.

@@ -38,7 +38,7 @@ func (c *Cloud) IMDSFrom(instanceID string, hops int) http.Handler {
 // serveIMDS journals a request and answers it.
 func (c *Cloud) serveIMDS(w http.ResponseWriter, r *http.Request, instanceID string, hops int) {
 	call := c.lookups.begin(Call{Action: "IMDS:" + r.Method, Path: r.URL.Path, Instance: instanceID})
-	defer c.lookups.note(call, func(call *Call) { call.End = time.Now() })
+	defer c.lookups.note(call, (*Call).end)
 	status, body := c.imdsReply(w, r, instanceID, hops, call)
 	code := ""
 	if status != http.StatusOK {
@@ -47,7 +47,7 @@ func (c *Cloud) serveIMDS(w http.ResponseWriter, r *http.Request, instanceID str
 			"<body><h1>%d - %s</h1></body></html>\n", status, http.StatusText(status), status, http.StatusText(status))
 		w.Header().Set("Content-Type", "text/html")
 	}
-	c.lookups.note(call, func(call *Call) { call.Status, call.Code, call.End = status, code, time.Now() })
+	c.lookups.note(call, func(call *Call) { call.Status, call.Code = status, code; call.end() })
 	w.Header().Set("Server", "EC2ws")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
@@ -57,7 +57,7 @@ func (c *Cloud) serveIMDS(w http.ResponseWriter, r *http.Request, instanceID str
 }
 
 // imdsReply decides the answer; it sets the headers of a good one.
-func (c *Cloud) imdsReply(w http.ResponseWriter, r *http.Request, instanceID string, hops int, call *Call) (int, string) {
+func (c *Cloud) imdsReply(w http.ResponseWriter, r *http.Request, instanceID string, hops int, call *entry) (int, string) {
 	_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody))
 	if faults := c.faults.draw(c.lookups.read(call), false); len(faults) > 0 {
 		c.lookups.note(call, func(call *Call) { call.Fault = string(faults[len(faults)-1].fault.Kind) })

@@ -31,6 +31,13 @@ type Call struct {
 // Done says whether the request has come to its end.
 func (c Call) Done() bool { return !c.End.IsZero() }
 
+// end notes the end, once.
+func (c *Call) end() {
+	if c.End.IsZero() {
+		c.End = time.Now()
+	}
+}
+
 // String is a one-line form for logs and test failures.
 func (c Call) String() string {
 	what := c.Action
@@ -47,34 +54,69 @@ func (c Call) String() string {
 	return fmt.Sprintf("#%d %s %s %v %s: %s", c.Seq, what, c.ENI, c.Addresses, c.Principal, result)
 }
 
-type journal struct {
-	mu      sync.Mutex
-	calls   []*Call
-	changed chan struct{} // closed and replaced whenever a call begins or ends
+// entry is a call in a journal, which may still be under way.
+type entry struct {
+	Call
+	told bool // to the followers
 }
 
-func newJournal() *journal { return &journal{changed: make(chan struct{})} }
+type journal struct {
+	limit int // how many calls are kept, 0 = all
 
-func (j *journal) begin(c Call) *Call {
+	mu        sync.Mutex
+	seq       int
+	calls     []*entry
+	followers []*follower
+	changed   chan struct{} // closed and replaced whenever a call begins or ends
+}
+
+func newJournal(limit int) *journal { return &journal{limit: limit, changed: make(chan struct{})} }
+
+func (j *journal) begin(c Call) *entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	c.Seq, c.Start = len(j.calls)+1, time.Now()
-	j.calls = append(j.calls, &c)
+	j.seq++
+	c.Seq, c.Start = j.seq, time.Now()
+	e := &entry{Call: c}
+	if j.limit > 0 && len(j.calls) >= 2*j.limit { // so that moving them costs nothing to speak of
+		j.calls = slices.Clone(j.calls[len(j.calls)-j.limit:])
+	}
+	j.calls = append(j.calls, e)
 	j.wake()
-	return &c
+	return e
 }
 
 // note changes a call that is under way.
-func (j *journal) note(c *Call, change func(*Call)) {
+func (j *journal) note(e *entry, change func(*Call)) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	change(c)
+	change(&e.Call)
+	if e.Done() && !e.told {
+		e.told = true
+		for _, f := range j.followers {
+			f.queue = append(f.queue, e.copy())
+		}
+	}
 	j.wake()
 }
 
 func (j *journal) wake() {
 	close(j.changed)
 	j.changed = make(chan struct{})
+}
+
+// kept is the entries that the limit leaves.
+func (j *journal) kept() []*entry {
+	if j.limit > 0 && len(j.calls) > j.limit {
+		return j.calls[len(j.calls)-j.limit:]
+	}
+	return j.calls
+}
+
+func (j *journal) count() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.seq
 }
 
 func (j *journal) all() []Call {
@@ -85,12 +127,56 @@ func (j *journal) all() []Call {
 func (j *journal) snapshot() ([]Call, <-chan struct{}) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	out := make([]Call, len(j.calls))
-	for i, c := range j.calls {
-		out[i] = *c
-		out[i].Addresses = slices.Clone(c.Addresses)
+	kept := j.kept()
+	out := make([]Call, len(kept))
+	for i, e := range kept {
+		out[i] = e.copy()
 	}
 	return out, j.changed
+}
+
+func (e *entry) copy() Call {
+	c := e.Call
+	c.Addresses = slices.Clone(e.Addresses)
+	return c
+}
+
+// follower is somebody who wants each call once.
+type follower struct{ queue []Call }
+
+// follow calls fn with each call that has ended or ends, once, until ctx ends. What it costs does not grow with the journal.
+func (j *journal) follow(ctx context.Context, fn func(Call)) {
+	f := &follower{}
+	j.mu.Lock()
+	for _, e := range j.kept() {
+		if e.Done() {
+			f.queue = append(f.queue, e.copy())
+		}
+	}
+	j.followers = append(j.followers, f)
+	j.mu.Unlock()
+	defer func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.followers = slices.DeleteFunc(j.followers, func(o *follower) bool { return o == f })
+	}()
+	for {
+		j.mu.Lock()
+		news, changed := f.queue, j.changed
+		f.queue = nil
+		j.mu.Unlock()
+		for _, c := range news {
+			fn(c)
+		}
+		if len(news) > 0 {
+			continue
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (j *journal) wait(ctx context.Context, met func([]Call) bool) error {
@@ -118,8 +204,12 @@ func (c *Cloud) WaitIMDSJournal(ctx context.Context, met func([]Call) bool) erro
 }
 
 // read is a call as it is now.
-func (j *journal) read(c *Call) Call {
+func (j *journal) read(e *entry) Call {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return *c
+	return e.Call
 }
+
+// Follow calls fn with each EC2 call that has ended or ends, once and in order of their ends, until ctx ends. Unlike a condition given to
+// WaitJournal it costs the same per call however many there have been; fn may take its time.
+func (c *Cloud) Follow(ctx context.Context, fn func(Call)) { c.journal.follow(ctx, fn) }

@@ -19,6 +19,9 @@ type Settings struct {
 	Latency time.Duration
 	// MaxClockSkew is how far a request's date may be from now; 0 turns the check off. AWS allows 5 minutes.
 	MaxClockSkew time.Duration
+	// ClockOffset is how far AWS's clock is ahead of this machine's: with it a client's clock seems to be wrong. It counts where
+	// signatures and credentials are checked, in the credentials' end and in EC2's Date headers.
+	ClockOffset time.Duration
 	// AnyRegion accepts signatures for every region, not only the cloud's.
 	AnyRegion bool
 	// CredentialsTTL is how long the credentials of an instance's role live; new ones are handed out when a third of
@@ -85,6 +88,9 @@ func WithAccount(account string) Option { return func(c *Cloud) { c.account = ac
 
 // WithSeed sets the seed of everything that looks random: credentials, tokens, percentage faults.
 func WithSeed(seed uint64) Option { return func(c *Cloud) { c.seed = seed } }
+
+// WithJournalLimit bounds the memory of a long run: each journal keeps only that many of the newest calls. Their numbers go on.
+func WithJournalLimit(calls int) Option { return func(c *Cloud) { c.journalLimit = max(0, calls) } }
 
 // WithSettings changes the initial settings.
 func WithSettings(change func(*Settings)) Option { return func(c *Cloud) { change(&c.settings) } }

@@ -92,7 +92,7 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (principal, *APIError
 	if err := c.checkScope(s); err != nil {
 		return principal{}, err
 	}
-	if err := c.checkTime(s, time.Now()); err != nil {
+	if err := c.checkTime(s, c.now()); err != nil {
 		return principal{}, err
 	}
 	want := s.compute(r, body, k.SecretAccessKey)
@@ -106,7 +106,7 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (principal, *APIError
 	if subtle.ConstantTimeCompare([]byte(k.SessionToken), []byte(s.token)) != 1 {
 		return principal{}, errAuth()
 	}
-	if !k.Expires.IsZero() && !time.Now().Before(k.Expires) {
+	if !k.Expires.IsZero() && !c.now().Before(k.Expires) {
 		if c.settings.Quirks.ExpiredToken {
 			return principal{}, badRequest("ExpiredToken", "The security token included in the request is expired")
 		}

@@ -1,18 +1,16 @@
 // Package kubelet plays the kubelet's part for single containers: it takes a container exactly as the API server gives it, resolves
 // its environment from the pod (downward API), and runs its program in the pod's network namespace as the container's security
-// context demands. Images are programs on disk.
+// context demands, to its end or for as long as the pod lives. Images are programs on disk.
 package kubelet
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -46,6 +44,7 @@ type Container struct {
 
 // Result is how a container ended.
 type Result struct {
+	// ExitCode is the program's, or 128 plus the signal that ended it.
 	ExitCode int
 	// Message is the termination message.
 	Message string
@@ -58,77 +57,67 @@ type Result struct {
 
 // Run runs the container to its end. An error means that it could not be run; how it ended is in the result.
 func (c Container) Run(ctx context.Context) (Result, error) {
-	spec, err := c.spec()
+	r, err := c.Start(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	program, ok := c.Images[spec.Image]
-	if !ok {
-		return Result{}, fmt.Errorf("container %s: no program for image %q", c.Name, spec.Image)
-	}
-	if len(spec.Command) > 0 {
-		return Result{}, fmt.Errorf("container %s: a command in place of the image's entry point is not played", c.Name)
-	}
-	env, err := Environment(c.Pod, spec)
-	if err != nil {
-		return Result{}, err
-	}
-	unprivileged, err := restricted(spec)
-	if err != nil {
-		return Result{}, fmt.Errorf("container %s: %w", c.Name, err)
-	}
-	dir, err := os.MkdirTemp("", "container-")
-	if err != nil {
-		return Result{}, err
-	}
-	defer os.RemoveAll(dir)
-	message := filepath.Join(dir, "termination-log")
-	if err := publicFile(message); err != nil {
-		return Result{}, err
-	}
-	target := spec.TerminationMessagePath
-	if target == "" {
-		target = terminationLog
-	}
-	var out bytes.Buffer
-	var sink io.Writer = &out
-	if c.Log != nil {
-		sink = io.MultiWriter(&out, c.Log)
-	}
-	cmd := c.NS.Command(ctx, ns.Opts{
-		Unprivileged: unprivileged,
-		Env:          append(env, c.Env...),
-		Dir:          "/",
-		Stdout:       sink,
-		Stderr:       sink,
-		Mounts:       append([]ns.Mount{{Source: message, Target: target}}, c.Mounts...),
-	}, program, spec.Args...)
-	started := time.Now()
-	if err := cmd.Start(); err != nil {
-		return Result{}, fmt.Errorf("start container %s: %w", c.Name, err)
-	}
-	ended := make(chan struct{})
 	go func() {
 		select {
 		case <-c.Stop:
-			_ = cmd.Signal(syscall.SIGTERM)
-		case <-ended:
+			_ = r.Signal(syscall.SIGTERM)
+		case <-r.Done():
 		}
 	}()
-	err = cmd.Wait()
-	close(ended)
-	r := Result{Duration: time.Since(started), Output: out.String()}
-	if state := cmd.State(); state != nil {
-		r.ExitCode = state.ExitCode()
-		r.CPU = state.UserTime() + state.SystemTime()
+	return r.Wait()
+}
+
+// prepared is a container as its security context, its pod and its image say it is to be run.
+type prepared struct {
+	name, program string
+	args          []string
+	opts          ns.Opts // without what it prints
+	ns            *ns.Namespace
+	message       string // the file of the termination message
+}
+
+// prepare reads the container. The file of the termination message lies in dir.
+func (c Container) prepare(dir string) (prepared, error) {
+	spec, err := c.spec()
+	if err != nil {
+		return prepared{}, err
 	}
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		return r, fmt.Errorf("run container %s: %w", c.Name, err)
+	program, ok := c.Images[spec.Image]
+	if !ok {
+		return prepared{}, fmt.Errorf("container %s: no program for image %q", c.Name, spec.Image)
 	}
-	text, err := os.ReadFile(message)
-	r.Message = strings.TrimSpace(string(text))
-	return r, err
+	if len(spec.Command) > 0 {
+		return prepared{}, fmt.Errorf("container %s: a command in place of the image's entry point is not played", c.Name)
+	}
+	env, err := Environment(c.Pod, spec)
+	if err != nil {
+		return prepared{}, err
+	}
+	unprivileged, err := restricted(spec)
+	if err != nil {
+		return prepared{}, fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	message := filepath.Join(dir, "termination-log")
+	if err := publicFile(message); err != nil {
+		return prepared{}, err
+	}
+	return prepared{name: c.Name, program: program, args: spec.Args, ns: c.NS, message: message, opts: ns.Opts{
+		Unprivileged: unprivileged,
+		Env:          append(env, c.Env...),
+		Dir:          "/",
+		Mounts:       append([]ns.Mount{{Source: message, Target: cmp.Or(spec.TerminationMessagePath, terminationLog)}}, c.Mounts...),
+	}}, nil
+}
+
+// command is the container's program with these arguments.
+func (p prepared) command(ctx context.Context, out io.Writer, args []string) *ns.Cmd {
+	o := p.opts
+	o.Stdout, o.Stderr = out, out
+	return p.ns.Command(ctx, o, p.program, args...)
 }
 
 func (c Container) spec() (*corev1.Container, error) {

@@ -20,20 +20,34 @@ const (
 
 // AddAddr adds an address with its prefix length (10.0.1.5/24, 10.0.1.9/32) to a link. The error is EEXIST when the link has it.
 func (n *Namespace) AddAddr(link string, p netip.Prefix, flags ...AddrFlag) error {
-	return n.withLink("add "+p.String()+" to", link, func(l netlink.Link) error {
-		a := &netlink.Addr{IPNet: ipNet(p)}
-		for _, f := range flags {
-			a.Flags |= int(f)
-		}
-		return n.nl.AddrAdd(l, a)
-	})
+	l, err := n.link(link)
+	if err != nil {
+		return err
+	}
+	return n.AddAddrTo(l, p, flags...)
+}
+
+// AddAddrTo is AddAddr for a link that was looked up before: one system call less, for whoever adds many.
+func (n *Namespace) AddAddrTo(l netlink.Link, p netip.Prefix, flags ...AddrFlag) error {
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	for _, f := range flags {
+		a.Flags |= int(f)
+	}
+	return n.wrap("add "+p.String()+" to "+l.Attrs().Name, n.nl.AddrAdd(l, a))
 }
 
 // DelAddr removes an address; the prefix length must be the one it was added with.
 func (n *Namespace) DelAddr(link string, p netip.Prefix) error {
-	return n.withLink("remove "+p.String()+" from", link, func(l netlink.Link) error {
-		return n.nl.AddrDel(l, &netlink.Addr{IPNet: ipNet(p)})
-	})
+	l, err := n.link(link)
+	if err != nil {
+		return err
+	}
+	return n.DelAddrFrom(l, p)
+}
+
+// DelAddrFrom is DelAddr for a link that was looked up before.
+func (n *Namespace) DelAddrFrom(l netlink.Link, p netip.Prefix) error {
+	return n.wrap("remove "+p.String()+" from "+l.Attrs().Name, n.nl.AddrDel(l, &netlink.Addr{IPNet: ipNet(p)}))
 }
 
 // Addrs lists a link's addresses, IPv4 first, link-local ones included, in the kernel's order.

@@ -100,6 +100,11 @@ func (n *Namespace) Rename(link, name string) error {
 	return n.withLink("rename to "+name, link, func(l netlink.Link) error { return n.nl.LinkSetName(l, name) })
 }
 
+// MoveLink puts a link into another namespace under the same name. The kernel takes its addresses from it and sets it down.
+func (n *Namespace) MoveLink(link string, to *Namespace) error {
+	return n.withLink("move to "+to.name, link, func(l netlink.Link) error { return n.nl.LinkSetNsFd(l, to.Fd()) })
+}
+
 // Index is the link's interface index.
 func (n *Namespace) Index(link string) (int, error) {
 	l, err := n.link(link)

@@ -3,6 +3,7 @@
 package podlab
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -18,6 +19,8 @@ import (
 
 // Start says what is started and with what.
 type Start struct {
+	// Mode is the mode the container is injected for; the default is init.
+	Mode settings.Mode
 	// Program stands for the agent's image: its path on this machine.
 	Program string
 	// Annotations are the pod's own, beside the networks annotation, which asks for as many networks as the pod has.
@@ -28,13 +31,15 @@ type Start struct {
 	Env []string
 	// PodIPs are what status.podIPs tells; nil means the pod's own.
 	PodIPs []netip.Addr
+	// Restarted gives the container the network-status that Multus wrote. The pod's first container does not see it yet.
+	Restarted bool
 }
 
-// Container is the container that the webhook injects into the pod for mode init.
+// Container is the container that the webhook injects into the pod.
 func Container(p *world.Pod, s Start) (kubelet.Container, error) {
 	config := inject.DefaultConfig()
 	config.Agent = s.Agent
-	raw, err := config.Container(settings.Init, inject.Burstable)
+	raw, err := config.Container(cmp.Or(s.Mode, settings.Init), inject.Burstable)
 	if err != nil {
 		return kubelet.Container{}, err
 	}
@@ -58,6 +63,13 @@ func Container(p *world.Pod, s Start) (kubelet.Container, error) {
 		networks = append(networks, "net")
 	}
 	pod.Annotations[settings.Networks] = strings.Join(networks, ",")
+	if s.Restarted {
+		status, err := NetworkStatus(p)
+		if err != nil {
+			return kubelet.Container{}, err
+		}
+		pod.Annotations[settings.NetworkStatus] = status
+	}
 	for k, v := range s.Annotations {
 		pod.Annotations[k] = v
 	}

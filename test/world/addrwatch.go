@@ -36,10 +36,24 @@ func watchAddrs(n *ns.Namespace, changed func()) (*addrWatch, error) {
 	return a, nil
 }
 
+// run calls changed once for everything that is there to read: a pod may change a thousand addresses a second.
 func (a *addrWatch) run(changed func()) {
+	raw, err := a.file.SyscallConn()
+	if err != nil {
+		return
+	}
 	buf := make([]byte, 1<<16)
 	for {
-		if _, err := a.file.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		err := raw.Read(func(fd uintptr) bool {
+			some := false
+			for {
+				if _, _, err := unix.Recvfrom(int(fd), buf, 0); err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+					return some
+				}
+				some = true
+			}
+		})
+		if err != nil {
 			return // closed
 		}
 		changed()

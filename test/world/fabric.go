@@ -61,7 +61,7 @@ type port struct {
 	foreign bool // the MAC behind it is no ENI's
 	// addrs are the addresses of pods behind the port, with the order in which they were seen; guests has them by interface.
 	addrs  map[netip.Addr]uint64
-	guests map[guestLink]map[netip.Addr]uint64
+	guests map[*guestLink]map[netip.Addr]uint64
 
 	index int // of the router's end
 	mac   mac // of the router's end

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"multus-ip-manager.io/test/ns"
 )
 
@@ -113,6 +115,49 @@ func (n *Node) AddENI(e ENISpec) error {
 	return n.w.reconcile()
 }
 
+// DetachENI takes an interface from the running node, in the cloud and as a link. As with a real one, what pods have on it is gone
+// with it. Its addresses stay assigned to it. Device 0 cannot be detached.
+func (n *Node) DetachENI(index int) error {
+	w := n.w
+	w.mu.Lock()
+	link, ok := n.enis[index]
+	pods := slices.Clone(w.pods)
+	w.mu.Unlock()
+	if !ok || index == 0 {
+		return fmt.Errorf("world: node %s: ENI %d cannot be detached", n.Name(), index)
+	}
+	var errs []error
+	for _, p := range pods {
+		for _, name := range p.linksOn(link.spec.ID) {
+			errs = append(errs, p.Unplug(name))
+		}
+	}
+	errs = append(errs, w.cloud.Detach(link.spec.ID), w.vpc.DelLink(link.port.name))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(n.enis, index)
+	w.ports = slices.DeleteFunc(w.ports, func(o *port) bool { return o == link.port })
+	return errors.Join(append(errs, w.reconcile())...)
+}
+
+// AttachENI attaches an interface that the cloud has and that is free, such as one that DetachENI took away.
+func (n *Node) AttachENI(id string, index int) error {
+	eni, ok := n.w.cloud.ENI(id)
+	if !ok {
+		return fmt.Errorf("world: node %s: there is no interface %s", n.Name(), id)
+	}
+	if err := n.w.cloud.Attach(id, n.spec.Instance, index); err != nil {
+		return err
+	}
+	err := n.addLink(ENISpec{Index: index, ID: id, MAC: eni.MAC, Subnet: eni.SubnetID, NoSourceDestCheck: eni.SourceDestCheckOff})
+	if err != nil {
+		return fmt.Errorf("world: node %s: attach %s: %w", n.Name(), id, err)
+	}
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	return n.w.reconcile()
+}
+
 // addLink makes the node's ethN for an interface that the cloud knows.
 func (n *Node) addLink(e ENISpec) error {
 	guestMAC, err := net.ParseMAC(e.MAC)
@@ -134,7 +179,8 @@ func (n *Node) addLink(e ENISpec) error {
 	n.enis[e.Index] = eniLink{spec: e, group: group, port: p}
 	n.w.mu.Unlock()
 	for _, six := range []bool{false, true} {
-		if err := n.ns.AddRule(ns.Rule{Priority: prioNotOurs, IPv6: six, IIf: name, Blackhole: true}); err != nil {
+		err := n.ns.AddRule(ns.Rule{Priority: prioNotOurs, IPv6: six, IIf: name, Blackhole: true})
+		if err != nil && !errors.Is(err, unix.EEXIST) { // left from before a detachment
 			return err
 		}
 	}

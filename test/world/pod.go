@@ -21,14 +21,16 @@ type Pod struct {
 	host  string // the node's end of eth0
 
 	// Guarded by the world's mutex.
-	links   []guestLink
-	removed bool
+	networks []Network
+	links    []*guestLink
+	removed  bool
 
 	once sync.Once
 	err  error
 }
 
-// guestLink is one extra interface of a pod, and the router's port it is behind.
+// guestLink is one extra interface of a pod, and the router's port it is behind. All but port is guarded by the world's mutex: an
+// interface may be renamed, and moved to another pod.
 type guestLink struct {
 	pod  *Pod
 	name string
@@ -52,14 +54,20 @@ func (p *Pod) NS() *ns.Namespace { return p.ns }
 // IPs are the pod's own addresses (status.podIPs), those of eth0.
 func (p *Pod) IPs() []netip.Addr { return slices.Clone(p.spec.Eth0) }
 
-// Networks are the pod's extra interfaces as they were asked for.
-func (p *Pod) Networks() []Network { return slices.Clone(p.spec.Networks) }
+// Networks are the pod's extra interfaces as they were asked for, those plugged later included.
+func (p *Pod) Networks() []Network {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return slices.Clone(p.networks)
+}
 
 // ENI is the id of the interface that a link of the pod hangs on, "" if there is no such link.
 func (p *Pod) ENI(link string) string {
-	for _, n := range p.spec.Networks {
-		if n.Interface == link {
-			return p.node.ENI(n.ENI)
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	for _, l := range p.links {
+		if l.name == link {
+			return l.port.eni
 		}
 	}
 	return ""
@@ -108,7 +116,7 @@ func (p *Pod) start() error {
 	}
 	for _, n := range p.spec.Networks {
 		if err := p.attach(n); err != nil {
-			return fmt.Errorf("%s: %w", n.Interface, err)
+			return err
 		}
 	}
 	if p.watch, err = watchAddrs(p.ns, p.follow); err != nil {
@@ -200,6 +208,21 @@ func (n Network) has(six bool) bool {
 
 // attach makes one extra interface with its addresses and routes.
 func (p *Pod) attach(n Network) error {
+	link, e, err := p.plug(n)
+	if err == nil {
+		p.w.mu.Lock()
+		p.links, p.networks = append(p.links, link), append(p.networks, n)
+		p.w.mu.Unlock()
+		err = p.configure(n, e)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.Interface, err)
+	}
+	return nil
+}
+
+// plug makes the interface alone.
+func (p *Pod) plug(n Network) (*guestLink, ENISpec, error) {
 	w := p.w
 	w.mu.Lock()
 	eni, ok := p.node.enis[n.ENI]
@@ -207,32 +230,23 @@ func (p *Pod) attach(n Network) error {
 	name := fmt.Sprintf("p%d", w.serial)
 	w.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("node %s has no ENI with index %d", p.node.Name(), n.ENI)
+		return nil, ENISpec{}, fmt.Errorf("node %s has no ENI with index %d", p.node.Name(), n.ENI)
 	}
-	link := guestLink{pod: p, name: n.Interface, port: eni.port}
+	link := &guestLink{pod: p, name: n.Interface, port: eni.port}
 	if w.ipvlan && n.Kind == IPVlan {
-		if err := p.ns.IPVlan(n.Interface, p.node.ns, fmt.Sprintf("eth%d", n.ENI)); err != nil {
-			return err
-		}
-	} else {
-		guestMAC, err := net.ParseMAC(eni.spec.MAC)
-		if n.Kind == Macvlan {
-			guestMAC = w.newMAC()
-		}
-		if err != nil {
-			return err
-		}
-		link.own = true
-		link.port, err = w.addPort(port{name: name, eni: eni.spec.ID, node: p.node.number, device: n.ENI, group: eni.group,
-			foreign: n.Kind == Macvlan}, p.ns, n.Interface, guestMAC)
-		if err != nil {
-			return err
-		}
+		return link, eni.spec, p.ns.IPVlan(n.Interface, p.node.ns, fmt.Sprintf("eth%d", n.ENI))
 	}
-	w.mu.Lock()
-	p.links = append(p.links, link)
-	w.mu.Unlock()
-	return p.configure(n, eni.spec)
+	guestMAC, err := net.ParseMAC(eni.spec.MAC)
+	if n.Kind == Macvlan {
+		guestMAC = w.newMAC()
+	}
+	if err != nil {
+		return nil, ENISpec{}, err
+	}
+	link.own = true
+	link.port, err = w.addPort(port{name: name, eni: eni.spec.ID, node: p.node.number, device: n.ENI, group: eni.group,
+		foreign: n.Kind == Macvlan}, p.ns, n.Interface, guestMAC)
+	return link, eni.spec, err
 }
 
 func (p *Pod) configure(n Network, e ENISpec) error {
@@ -318,7 +332,7 @@ func (p *Pod) refresh() error {
 
 // update replaces the addresses of one guest behind the port and reports whether that changed anything. An address that stays
 // keeps its number.
-func (p *port) update(g guestLink, list []netip.Prefix, serial *uint64) bool {
+func (p *port) update(g *guestLink, list []netip.Prefix, serial *uint64) bool {
 	before, after := p.guests[g], map[netip.Addr]uint64{}
 	changed := false
 	for _, a := range list {
@@ -347,7 +361,7 @@ func (p *port) update(g guestLink, list []netip.Prefix, serial *uint64) bool {
 
 // Remove ends the pod as its deletion does: its links are gone, its addresses stay assigned.
 func (p *Pod) Remove() error {
-	gone, err := p.leave()
+	gone, names, err := p.leave()
 	errs := []error{err}
 	for _, o := range gone {
 		errs = append(errs, unlessGone(p.w.vpc.DelLink(o.name)))
@@ -358,29 +372,41 @@ func (p *Pod) Remove() error {
 	if p.ns != nil {
 		// The kernel tidies a namespace up some time after it is closed; an ipvlan child would keep its addresses until then, and a
 		// pod that comes after this one could not have them.
-		for _, n := range p.spec.Networks {
-			errs = append(errs, unlessGone(p.ns.DelLink(n.Interface)))
+		for _, name := range names {
+			errs = append(errs, unlessGone(p.ns.DelLink(name)))
 		}
 	}
 	return errors.Join(append(errs, p.close())...)
 }
 
-// leave takes the pod out of the world's books and returns the ports that served it alone.
-func (p *Pod) leave() (gone []*port, err error) {
+// leave takes the pod out of the world's books and returns the ports that served it alone, and the names of its interfaces.
+func (p *Pod) leave() (gone []*port, names []string, err error) {
 	w := p.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p.removed = true
 	w.pods = slices.DeleteFunc(w.pods, func(other *Pod) bool { return other == p })
-	for _, l := range p.links {
-		l.port.update(l, nil, &w.serial)
-		delete(l.port.guests, l)
-		if l.own {
+	for _, l := range slices.Clone(p.links) {
+		names = append(names, l.name)
+		if p.forget(l) {
 			gone = append(gone, l.port)
 		}
 	}
-	w.ports = slices.DeleteFunc(w.ports, func(o *port) bool { return slices.Contains(gone, o) })
-	return gone, w.reconcile()
+	return gone, names, w.reconcile()
+}
+
+// forget takes one interface out of the world's books and reports whether its port served it alone. The caller holds the world's
+// mutex.
+func (p *Pod) forget(l *guestLink) bool {
+	w := p.w
+	l.port.update(l, nil, &w.serial)
+	delete(l.port.guests, l)
+	p.links = slices.DeleteFunc(p.links, func(o *guestLink) bool { return o == l })
+	p.networks = slices.DeleteFunc(p.networks, func(n Network) bool { return n.Interface == l.name })
+	if l.own {
+		w.ports = slices.DeleteFunc(w.ports, func(o *port) bool { return o == l.port })
+	}
+	return l.own
 }
 
 // close gives the pod's namespace back.

@@ -69,7 +69,7 @@ func (w *World) addPort(p port, guest *ns.Namespace, name string, guestMAC net.H
 		return nil, err
 	}
 	p.index, p.mac = index, mac(own)
-	p.guests = map[guestLink]map[netip.Addr]uint64{}
+	p.guests = map[*guestLink]map[netip.Addr]uint64{}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ports = append(w.ports, &p)

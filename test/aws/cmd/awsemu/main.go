@@ -230,15 +230,8 @@ func (p *printer) line(format string, args ...any) {
 
 // follow logs each EC2 call when it ends.
 func follow(ctx context.Context, cloud *aws.Cloud, log *slog.Logger) {
-	logged := map[int]bool{}
-	_ = cloud.WaitJournal(ctx, func(calls []aws.Call) bool {
-		for _, c := range calls {
-			if c.Done() && !logged[c.Seq] {
-				logged[c.Seq] = true
-				log.Info("call", "seq", c.Seq, "action", c.Action, "eni", c.ENI, "addresses", c.Addresses,
-					"principal", c.Principal, "status", c.Status, "code", c.Code, "took", c.End.Sub(c.Start))
-			}
-		}
-		return false
+	cloud.Follow(ctx, func(c aws.Call) {
+		log.Info("call", "seq", c.Seq, "action", c.Action, "eni", c.ENI, "addresses", c.Addresses,
+			"principal", c.Principal, "status", c.Status, "code", c.Code, "took", c.End.Sub(c.Start))
 	})
 }
