@@ -114,7 +114,7 @@ func initCommand(stderr io.Writer, getenv func(string) string) *cobra.Command {
 			return err
 		}
 		log := logger(stderr, cfg)
-		p, err := newParts(cfg, log)
+		p, err := newParts(log)
 		if err == nil {
 			err = p.agent(cfg, log).Init(cmd.Context())
 		}
@@ -144,7 +144,7 @@ func sidecarCommand(stderr io.Writer, getenv func(string) string) *cobra.Command
 // follow runs a sidecar with what belongs to it: its status socket and its metrics.
 func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
 	metrics := report.NewMetrics(version)
-	p, err := newParts(cfg, log, apply.OnRequest(metrics.EC2Call))
+	p, err := newParts(log, apply.OnRequest(metrics.EC2Call))
 	if err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ type parts struct {
 	client *client
 }
 
-func newParts(cfg settings.Agent, log *slog.Logger, options ...apply.Option) (*parts, error) {
+func newParts(log *slog.Logger, options ...apply.Option) (*parts, error) {
 	guard := &observe.Guard{}
 	metadata, err := locate.New(guard)
 	if err != nil {

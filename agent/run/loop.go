@@ -82,7 +82,7 @@ type loop struct {
 	stopping  bool
 }
 
-func newLoop(s *Sidecar, life context.Context) *loop {
+func newLoop(life context.Context, s *Sidecar) *loop {
 	work, cut := context.WithCancel(life)
 	return &loop{
 		Sidecar: s, life: life, work: work, cut: cut, mail: newMailbox(), inbox: make(chan func()), over: make(chan struct{}), dog: newWatchdog(stuckAfter),
@@ -706,7 +706,7 @@ func (l *loop) yield(e *entry, err error, now time.Time) {
 		state = report.StateLost
 	}
 	l.lose(e, state, holder, err)
-	e.looks = append(lookAgain(now)[1:], now.Add(e.patience()))
+	e.looks = slices.Concat(lookAgain(now)[1:], []time.Time{now.Add(e.patience())})
 	e.due = time.Time{}
 }
 

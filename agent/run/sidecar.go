@@ -58,7 +58,7 @@ type Sidecar struct {
 // Run works until ctx ends, and then releases what it may. The error is a [*report.Failure]; a stop as told is none.
 func (s *Sidecar) Run(ctx context.Context) error {
 	life, end := context.WithCancel(context.WithoutCancel(ctx)) // calls under way outlive the signal
-	l := newLoop(s, life)
+	l := newLoop(life, s)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := s.Follow.Watch(life, l.mail.put, l.resync); err != nil && life.Err() == nil {

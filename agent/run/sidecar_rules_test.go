@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,10 +37,10 @@ func TestLastingFaultsCostFewCalls(t *testing.T) {
 		}
 		r.begin()
 		r.settle(time.Hour)
-		if n := len(r.table.calls); n > 20 {
+		if n := r.count(); n > 20 {
 			t.Errorf("%d calls in an hour", n)
 		}
-		if size := r.log.Len(); size > 100_000 {
+		if size := r.log.size(); size > 100_000 {
 			t.Errorf("%d bytes of log in an hour", size)
 		}
 		r.end()
@@ -64,6 +65,8 @@ func TestTakeoverPaceInCompany(t *testing.T) {
 		r.settle(time.Minute)
 		r.kernel.add(net1, vip)
 		r.settle(5 * time.Minute)
+		r.stop()
+		<-r.result
 		for i := 1; i < len(tries); i++ {
 			if gap := tries[i].Sub(tries[i-1]); gap > 2100*time.Millisecond {
 				t.Fatalf("%s between two tries", gap)
@@ -72,18 +75,16 @@ func TestTakeoverPaceInCompany(t *testing.T) {
 		if len(tries) < 100 {
 			t.Errorf("%d tries", len(tries))
 		}
-		r.stop()
-		<-r.result
 	})
 }
 
 // Rules 4 and 6: a claim that could not be tried for long is no event any more.
 func TestLateFirstAttempt(t *testing.T) {
 	in(t, func(t *testing.T) {
-		var connected bool
+		var connected atomic.Bool
 		r := newScene(t, pod(map[plan.Link][]string{net1: {}}), nil)
 		r.sidecar.Connect = func(context.Context) (apply.EC2, error) {
-			if !connected {
+			if !connected.Load() {
 				return nil, errors.New("not yet")
 			}
 			return r.table, nil
@@ -93,7 +94,7 @@ func TestLateFirstAttempt(t *testing.T) {
 		r.settle(4 * time.Minute)
 		r.readyIs(false, vip, "not yet")
 		r.table.move(vip, "eni-9")
-		connected = true
+		connected.Store(true)
 		r.settle(time.Minute)
 		r.on(vip, "eni-9")
 		r.state(vip, report.StateElsewhere)
@@ -196,10 +197,11 @@ func TestForeignMACs(t *testing.T) {
 	in(t, func(t *testing.T) {
 		passthru := net2
 		passthru.Kind = "macvlan"
-		looks, listed := 0, false
+		var looks atomic.Int32
+		var listed atomic.Bool
 		r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}, passthru: {"10.0.2.80"}}), func(s *Sidecar) {
 			enis := func(int) ([]plan.ENI, error) {
-				if looks++; listed {
+				if looks.Add(1); listed.Load() {
 					return []plan.ENI{eni0, eni1, eni2}, nil
 				}
 				return []plan.ENI{eni0, eni1}, nil
@@ -208,10 +210,10 @@ func TestForeignMACs(t *testing.T) {
 		})
 		r.begin()
 		r.settle(time.Hour)
-		if looks > 60 {
-			t.Errorf("%d looks in an hour", looks)
+		if n := looks.Load(); n > 60 {
+			t.Errorf("%d looks in an hour", n)
 		}
-		listed = true
+		listed.Store(true)
 		r.settle(2 * time.Hour)
 		r.on("10.0.2.80", eni2.ID)
 		r.end()

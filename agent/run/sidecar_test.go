@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -184,7 +185,7 @@ func TestUndo(t *testing.T) {
 		t.Run(addr, func(t *testing.T) {
 			in(t, func(t *testing.T) {
 				r := following(t, nil)
-				r.table.after = func(ctx context.Context, op, eni string, addrs []netip.Addr) error {
+				r.table.after = func(_ context.Context, op, eni string, addrs []netip.Addr) error {
 					if op == "unassign4" || op == "unassign6" || op == "holders" {
 						return nil
 					}
@@ -255,9 +256,9 @@ func TestRetryYields(t *testing.T) {
 	in(t, func(t *testing.T) {
 		r := following(t, nil)
 		r.table.move(vip, "eni-8")
-		throttled := true
+		var calm atomic.Bool
 		r.table.on = func(_ context.Context, op, eni string, addrs []netip.Addr) error {
-			if throttled && op == "assign4" {
+			if !calm.Load() && op == "assign4" {
 				return &apply.OpError{Op: op, ENI: eni, Addrs: addrs, Class: apply.Throttled, Err: errors.New("slow down")}
 			}
 			return nil
@@ -267,7 +268,7 @@ func TestRetryYields(t *testing.T) {
 		r.state(vip, report.StateWaiting)
 		r.readyIs(false, vip, "slow down")
 		r.table.move(vip, "eni-9")
-		throttled = false
+		calm.Store(true)
 		r.settle(5 * time.Minute)
 		r.on(vip, "eni-9")
 		r.state(vip, report.StateLost)
@@ -278,10 +279,10 @@ func TestRetryYields(t *testing.T) {
 // Rule 9: what waiting does not mend is told, the sidecar stays up and tries slowly.
 func TestSidecarStaysUp(t *testing.T) {
 	in(t, func(t *testing.T) {
-		denied := true
+		var allowed atomic.Bool
 		r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}}), nil)
 		r.table.on = func(_ context.Context, op, eni string, addrs []netip.Addr) error {
-			if denied {
+			if !allowed.Load() {
 				return &apply.OpError{Op: op, ENI: eni, Addrs: addrs, Code: "UnauthorizedOperation", Class: apply.Denied, Err: errors.New("not authorized")}
 			}
 			return nil
@@ -289,10 +290,10 @@ func TestSidecarStaysUp(t *testing.T) {
 		r.begin()
 		r.settle(10 * time.Minute)
 		r.readyIs(false, "10.0.1.80 on net1", "not authorized")
-		if n := len(r.table.calls); n < 4 || n > 6 {
+		if n := r.count(); n < 4 || n > 6 {
 			t.Errorf("%d calls in ten minutes", n)
 		}
-		denied = false
+		allowed.Store(true)
 		r.settle(7 * time.Minute)
 		r.readyIs(true)
 		r.end()
@@ -313,10 +314,10 @@ func TestSidecarWaitsForInterfaces(t *testing.T) {
 
 func TestSidecarMetadataAway(t *testing.T) {
 	in(t, func(t *testing.T) {
-		away := true
+		var back atomic.Bool
 		r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}}), func(s *Sidecar) {
 			s.Locate = &fakeLocator{enis: func(int) ([]plan.ENI, error) {
-				if away {
+				if !back.Load() {
 					return nil, errors.New("metadata is away")
 				}
 				return []plan.ENI{eni0, eni1}, nil
@@ -325,7 +326,7 @@ func TestSidecarMetadataAway(t *testing.T) {
 		r.begin()
 		r.settle(5 * time.Minute)
 		r.readyIs(false, "10.0.1.80 on net1", "metadata is away")
-		away = false
+		back.Store(true)
 		r.settle(5 * time.Second)
 		r.readyIs(true)
 		r.on("10.0.1.80", eni1.ID)
@@ -335,21 +336,21 @@ func TestSidecarMetadataAway(t *testing.T) {
 
 func TestSidecarNoRoute(t *testing.T) {
 	in(t, func(t *testing.T) {
-		var blocked *observe.RouteError
+		var blocked atomic.Pointer[observe.RouteError]
 		r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}}), func(s *Sidecar) {
-			s.Routes = &fakeRoutes{blocked: func() *observe.RouteError { return blocked }}
+			s.Routes = &fakeRoutes{blocked: func() *observe.RouteError { return blocked.Load() }}
 			s.Locate = &fakeLocator{enis: func(int) ([]plan.ENI, error) {
-				if blocked != nil {
+				if blocked.Load() != nil {
 					return nil, errors.New("timeout")
 				}
 				return []plan.ENI{eni0, eni1}, nil
 			}}
 		})
-		blocked = &observe.RouteError{Endpoint: "169.254.169.254:80", Interface: "net1", Err: errors.New("timeout")}
+		blocked.Store(&observe.RouteError{Endpoint: "169.254.169.254:80", Interface: "net1", Err: errors.New("timeout")})
 		r.begin()
 		r.settle(2 * time.Minute)
 		r.readyIs(false, "default-route")
-		blocked = nil
+		blocked.Store(nil)
 		r.settle(5 * time.Second)
 		r.readyIs(true)
 		r.end()
@@ -446,7 +447,7 @@ func TestFlappingAddress(t *testing.T) {
 			r.kernel.remove(net1, vip)
 			r.settle(5 * time.Millisecond)
 		}
-		if n := len(r.table.calls); n > 300 {
+		if n := r.count(); n > 300 {
 			t.Errorf("%d calls in a minute", n)
 		}
 		r.table.move(vip, "eni-9")

@@ -280,7 +280,7 @@ type scene struct {
 	kernel  *kernel
 	table   *table
 	meter   *count
-	log     *bytes.Buffer
+	log     *lockedBuffer
 	sidecar *Sidecar
 	status  func(context.Context) (report.Status, error)
 	stop    context.CancelFunc
@@ -290,7 +290,7 @@ type scene struct {
 // newScene makes a sidecar in a pod with these addresses; set changes its settings.
 func newScene(t *testing.T, s plan.Snapshot, set func(*Sidecar)) *scene {
 	t.Helper()
-	r := &scene{T: t, kernel: newKernel(s), table: newTable(), meter: &count{}, log: &bytes.Buffer{}, result: make(chan error, 1)}
+	r := &scene{T: t, kernel: newKernel(s), table: newTable(), meter: &count{}, log: &lockedBuffer{}, result: make(chan error, 1)}
 	r.make(set)
 	return r
 }
@@ -306,7 +306,7 @@ func (r *scene) make(set func(*Sidecar)) {
 			},
 			Connect: func(context.Context) (apply.EC2, error) { return r.table, nil },
 			Routes:  &fakeRoutes{},
-			Log:     slog.New(slog.NewTextHandler(&lockedBuffer{buf: r.log}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			Log:     slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		},
 		Follow: r.kernel, List: r.table, Meter: r.meter,
 		Publish: func(f func(context.Context) (report.Status, error)) { r.status = f },
@@ -318,7 +318,20 @@ func (r *scene) make(set func(*Sidecar)) {
 
 type lockedBuffer struct {
 	mu  sync.Mutex
-	buf *bytes.Buffer
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) size() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Len()
+}
+
+// String gives what was written.
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func (b *lockedBuffer) Write(p []byte) (int, error) {
@@ -358,6 +371,13 @@ func (r *scene) forget() {
 	r.table.mu.Lock()
 	defer r.table.mu.Unlock()
 	r.table.calls = nil
+}
+
+// count gives the number of EC2 calls since the last forget.
+func (r *scene) count() int {
+	r.table.mu.Lock()
+	defer r.table.mu.Unlock()
+	return len(r.table.calls)
 }
 
 // called asserts the EC2 calls since the last forget.
