@@ -39,7 +39,8 @@ func injectCommand(getenv func(string) string) *cobra.Command {
 Reads YAML or JSON with any number of documents and prints all of it, with the container in each pod, and in the template
 of each Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, ReplicationController and PodTemplate (lists too),
 where the webhook would inject it. It decides with the code of the server. What does not change stays the same byte for
-byte, and what does keeps its comments, but for documents in forms that people rarely write; those are named.
+byte, and what does keeps its comments, but for documents in forms that people rarely write; those are named. Where a merge
+key (<<) and an override of what it brings meet, the later one counts, as it does to kubectl.
 
 What is decided about each object, and why, goes to standard error, with the warnings that the API server would show. If
 anything is denied, nothing is printed and the exit code is 1.
@@ -160,7 +161,7 @@ func tell(w io.Writer, reports []offline.Report) {
 			_, _ = fmt.Fprintf(w, "%s: %s: warning: %s\n", r.Input, r.Object, warning)
 		}
 		if r.Rewritten {
-			_, _ = fmt.Fprintf(w, "%s: %s: the document had to be written anew: its comments and the order of its keys are lost\n", r.Input, r.Object)
+			_, _ = fmt.Fprintf(w, "%s: %s: the document had to be written anew: comments, or the order of its keys, are lost\n", r.Input, r.Object)
 		}
 	}
 }

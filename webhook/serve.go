@@ -70,12 +70,13 @@ func newServer(o *options, source certs.Source, m *metricSet, log *slog.Logger) 
 		return nil, err
 	}
 	server := ctrlwebhook.NewServer(ctrlwebhook.Options{Host: o.host, Port: o.port, TLSOpts: []func(*tls.Config){useSource(source)}})
+	load := newLoad()
 	for _, path := range inject.Paths() {
 		handler, err := admit.New(injector, path.NamespaceMode, log, m.own)
 		if err != nil {
 			return nil, err
 		}
-		server.Register(path.Path, &admission.Webhook{Handler: handler})
+		server.Register(path.Path, load.limit(&admission.Webhook{Handler: handler}))
 	}
 	return server, nil
 }

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,7 +22,20 @@ type Problem struct {
 
 // String is one line for people: key, value and cure.
 func (p Problem) String() string {
+	if long := (*TooLongError)(nil); errors.As(p.Err, &long) {
+		return fmt.Sprintf("%s has %v: shorten it", p.Key, long)
+	}
 	return fmt.Sprintf("%s=%q is not valid: allowed: %s", p.Key, Shorten(p.Value), p.Allowed)
+}
+
+// TooLongError says that a value does not fit an environment variable.
+type TooLongError struct {
+	// Bytes is the value's length, Most the longest that fits.
+	Bytes, Most int
+}
+
+func (e *TooLongError) Error() string {
+	return fmt.Sprintf("%d bytes, and at most %d fit an environment variable", e.Bytes, e.Most)
 }
 
 // UsageError lists every problem of a set of settings at once, so that nobody

@@ -60,7 +60,7 @@ func (r Row) Check(value string) error {
 		return nil
 	}
 	if r.Env != "" && len(value) > MaxEnvValue(r.Env) {
-		return fmt.Errorf("too long: %d bytes do not fit an environment variable", len(value))
+		return &TooLongError{Bytes: len(value), Most: MaxEnvValue(r.Env)}
 	}
 	return r.check(value)
 }
@@ -107,7 +107,7 @@ func podRows() []Row {
 			"the least level that is logged", every("info"), parseLevel,
 			func(a *Agent, v slog.Level) { a.LogLevel = v }).onPod(KeyLogLevel, "MIM_LOG_LEVEL"),
 		parsed("cpu", "", "a CPU quantity from 1m to 64 in steps of 1m, such as 50m or 0.5",
-			"CPU of the injected container: its request, and its limit too in a Guaranteed pod", nil,
+			"CPU of the injected container: its request, and its limit where it has one", nil,
 			ParseCPU, nil).onPod(KeyCPU, ""),
 		parsed("memory", "", "a whole number of bytes from 16Mi to 64Gi, such as 64Mi",
 			"memory of the injected container: its request and its limit", nil,

@@ -281,6 +281,55 @@ func TestOtherInjectors(t *testing.T) {
 	}
 }
 
+// autoscaler gives the containers without limits some, as autoscalers do; init containers are none of its business.
+func autoscaler(pod *corev1.Pod) []operation {
+	var operations []operation
+	for i, c := range pod.Spec.Containers {
+		if len(c.Resources.Limits) == 0 {
+			path := "/spec/containers/" + string(rune('0'+i)) + "/resources"
+			all := amounts("200m", "128Mi")
+			operations = append(operations, operation{"add", path, corev1.ResourceRequirements{Requests: all, Limits: all}})
+		}
+	}
+	return operations
+}
+
+// A webhook that sorts after ours changes the pod's QoS class: our container follows, or it would take the class away again.
+func TestResourcesFollowTheClass(t *testing.T) {
+	t.Parallel()
+	requests := corev1.ResourceRequirements{Requests: amounts("100m", "64Mi")}
+	for _, mode := range modes {
+		for name, tt := range map[string]struct {
+			own  corev1.ResourceRequirements
+			cpu  string // the pod's own annotation
+			want string // CPU limit of ours
+		}{
+			"best effort":             {want: map[string]string{"init": "500m", "sidecar": "100m"}[mode]},
+			"burstable":               {own: requests, want: map[string]string{"init": "500m", "sidecar": "100m"}[mode]},
+			"best effort, overridden": {cpu: "250m", want: "250m"},
+		} {
+			t.Run(mode+", "+name, func(t *testing.T) {
+				t.Parallel()
+				namespace := shared.namespace(t, optedIn(pairs{settings.KeyMode: mode}))
+				other(autoscaler).register(t, after, namespace)
+				pod := podWith(namespace, pairs{settings.Networks: "n3"})
+				pod.Spec.Containers[0].Resources = tt.own
+				if tt.cpu != "" {
+					pod.Annotations[settings.KeyCPU] = tt.cpu
+				}
+				a := shared.create(t, pod)
+				if got, want := reasonsOf(t, namespace), []inject.Reason{inject.Injected, inject.ClassChanged}; !slices.Equal(got, want) {
+					t.Errorf("decided %v, want %v", got, want)
+				}
+				ours := a.pod.Spec.InitContainers[0].Resources
+				if a.pod.Status.QOSClass != corev1.PodQOSGuaranteed || ours.Limits.Cpu().String() != tt.want || !ours.Requests.Cpu().Equal(*ours.Limits.Cpu()) {
+					t.Errorf("the pod is %s, our container has %+v", a.pod.Status.QOSClass, ours)
+				}
+			})
+		}
+	}
+}
+
 // checkOurs sees that our container is as it is alone, but for so many variables of the webhook for credentials.
 func checkOurs(t *testing.T, want, got corev1.Container, added int) {
 	t.Helper()

@@ -157,8 +157,8 @@ func TestResourceQuota(t *testing.T) {
 	}
 }
 
-// A quota on CPU limits wants one of every container, and ours has none in a Burstable pod, for a tight one makes each start slow. The
-// API server then says which container it means; a LimitRange with a default is the cure. A Guaranteed pod needs none.
+// A quota on CPU limits wants one of every container. Where all of the user's have one, ours has, too; where one has none, the API server
+// says which, and a LimitRange with a default is the cure, as it is without us.
 func TestQuotaOnCPULimits(t *testing.T) {
 	t.Parallel()
 	for _, mode := range modes {
@@ -166,19 +166,31 @@ func TestQuotaOnCPULimits(t *testing.T) {
 			t.Parallel()
 			namespace := shared.namespace(t, optedIn(pairs{settings.KeyMode: mode}))
 			quota(t, namespace, corev1.ResourceList{"limits.cpu": resource.MustParse("4")})
-			pod := burstable(namespace, pairs{settings.Networks: "n3"})
+			without := podWith(namespace, pairs{settings.Networks: "n3"})
+			without.Name = "without"
+			without.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: amounts("100m", "64Mi")}
 			eventually(t, "the quota to count", func() bool {
-				a := shared.post(t.Context(), namespace, "pods", pod, true)
-				return strings.Contains(denial(a.err), "must specify limits.cpu for: "+settings.ContainerName)
+				a := shared.post(t.Context(), namespace, "pods", without, true)
+				return strings.Contains(denial(a.err), "must specify limits.cpu for: ")
 			})
+			limit := map[string]string{"init": "500m", "sidecar": "100m"}[mode]
+			for name, pod := range map[string]*corev1.Pod{
+				limit:  burstable(namespace, pairs{settings.Networks: "n3"}),
+				"150m": burstable(namespace, pairs{settings.Networks: "n3", settings.KeyCPU: "150m"}),
+			} {
+				pod.Name = "limit-" + name
+				a := shared.create(t, pod)
+				if got := a.pod.Spec.InitContainers[0].Resources.Limits.Cpu().String(); !injected(t, a.pod) || got != name || a.pod.Status.QOSClass != corev1.PodQOSBurstable {
+					t.Errorf("CPU limit %s, want %s; %s", got, name, a.pod.Status.QOSClass)
+				}
+			}
 			if a := shared.create(t, guaranteed(namespace, pairs{settings.Networks: "n3"})); !injected(t, a.pod) {
 				t.Error("a Guaranteed pod was not injected")
 			}
-			limitRange(t, namespace, corev1.LimitRangeItem{Type: corev1.LimitTypeContainer, Default: amounts("500m", "")})
-			pod.Name = "cured"
+			limitRange(t, namespace, corev1.LimitRangeItem{Type: corev1.LimitTypeContainer, Default: amounts("700m", "")})
 			eventually(t, "the LimitRange to count", func() bool {
-				a := shared.post(t.Context(), namespace, "pods", pod, true)
-				return a.err == nil && a.pod.Spec.InitContainers[0].Resources.Limits.Cpu().String() == "500m"
+				a := shared.post(t.Context(), namespace, "pods", without, true)
+				return a.err == nil && a.pod.Spec.InitContainers[0].Resources.Limits.Cpu().String() == limit
 			})
 		})
 	}
@@ -215,6 +227,11 @@ func TestLimitRange(t *testing.T) {
 			"memory at least 64Mi": {
 				item: corev1.LimitRangeItem{Min: amounts("", "64Mi")}, pod: burstable,
 				refused: "minimum memory usage per Container is 64Mi", cure: pairs{settings.KeyMemory: "64Mi"}, class: corev1.PodQOSBurstable,
+			},
+			"cpu at most 200m, Burstable": {
+				item: corev1.LimitRangeItem{Max: amounts("200m", "")}, pod: burstable,
+				refused: map[string]string{"init": "maximum cpu usage per Container is 200m"}[mode], cure: pairs{settings.KeyCPU: "150m"},
+				class: corev1.PodQOSBurstable,
 			},
 			"cpu at most 200m, Guaranteed": {
 				item: corev1.LimitRangeItem{Max: amounts("200m", "")}, pod: func(namespace string, annotations pairs) *corev1.Pod {

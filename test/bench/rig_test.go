@@ -54,12 +54,17 @@ func TestMain(m *testing.M) {
 type program struct {
 	name    string
 	command []string
+	polls   bool // as a sidecar it looks from time to time
 }
 
-func agent() program { return program{"agent init", []string{filepath.Join(shared.bin, "agent")}} }
+func agent() program {
+	return program{name: "agent init", command: []string{filepath.Join(shared.bin, "agent")}}
+}
+
+func agentSidecar() program { return program{name: "agent sidecar", command: agent().command} }
 
 func sampleInGo() program {
-	return program{"sample in Go", []string{filepath.Join(shared.bin, "sample")}}
+	return program{name: "sample in Go", command: []string{filepath.Join(shared.bin, "sample")}, polls: true}
 }
 
 // sampleInPython needs Debian's Python with boto3, and "ip". The error says what is missing.
@@ -75,8 +80,9 @@ func sampleInPython(ctx context.Context) (program, error) {
 	if err != nil {
 		return program{}, err
 	}
-	path := filepath.Join(shared.bin, "sample.py")                                                // where another user may read it
-	return program{"sample in Python", []string{python, path}}, os.WriteFile(path, script, 0o644) //nolint:gosec // as the comment says
+	path := filepath.Join(shared.bin, "sample.py") // where another user may read and run it
+	script = append([]byte("#!"+python+"\n"), script...)
+	return program{name: "sample in Python", command: []string{path}, polls: true}, os.WriteFile(path, script, 0o755) //nolint:gosec // as the comment says
 }
 
 // rig is one pod that is started again and again.

@@ -28,7 +28,6 @@ import (
 	"time"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
-	"golang.org/x/sys/unix"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -339,16 +338,14 @@ func (s *server) check(b *testing.B, body []byte) {
 	}
 }
 
-// cpu is the CPU time of the server's process so far, by the kernel's clock of it (a nanosecond's resolution, where /proc has 10 ms).
+// cpu is the CPU time of the server's process so far.
 func (s *server) cpu(b *testing.B) time.Duration {
 	b.Helper()
-	const wholeProcess = 2                                     // CPUCLOCK_SCHED of a process, as clock_getcpuclockid makes it
-	clock := int32((^s.command.Process.Pid)<<3 | wholeProcess) //nolint:gosec // process ids have 22 bits
-	var t unix.Timespec
-	if err := unix.ClockGettime(clock, &t); err != nil {
-		b.Fatalf("the CPU clock of %s: %v", s.name, err)
+	took, err := processCPU(s.command.Process.Pid)
+	if err != nil {
+		b.Fatalf("%s: %v", s.name, err)
 	}
-	return time.Duration(t.Nano())
+	return took
 }
 
 // mallocs is how many heap objects the server has allocated so far.

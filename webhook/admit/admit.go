@@ -48,7 +48,7 @@ func New(injector *inject.Injector, namespace inject.NamespaceMode, log *slog.Lo
 	}
 	decisions, err := register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: DecisionsMetric,
-		Help: "Decisions about pods by mode, outcome (inject, keep, skip, deny) and reason.",
+		Help: "Decisions about pods by mode, outcome (inject, keep, adjust, skip, deny) and reason.",
 	}, []string{"mode", "outcome", "reason"}))
 	if err != nil {
 		return nil, err
@@ -122,7 +122,7 @@ func Response(d inject.Decision) admission.Response {
 func (h *Handler) tell(ctx context.Context, req admission.Request, d inject.Decision, took time.Duration) {
 	level := slog.LevelInfo
 	switch d.Action {
-	case inject.ActionInject:
+	case inject.ActionInject, inject.ActionAdjust:
 	case inject.ActionSkip, inject.ActionKeep:
 		level = slog.LevelDebug
 	case inject.ActionDeny:

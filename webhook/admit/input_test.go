@@ -165,7 +165,7 @@ func TestLogOfEveryCase(t *testing.T) {
 		t.Fatal(err)
 	}
 	levels := map[inject.Action]string{
-		inject.ActionInject: "INFO", inject.ActionDeny: "WARN", inject.ActionSkip: "DEBUG", inject.ActionKeep: "DEBUG",
+		inject.ActionInject: "INFO", inject.ActionAdjust: "INFO", inject.ActionDeny: "WARN", inject.ActionSkip: "DEBUG", inject.ActionKeep: "DEBUG",
 	}
 	for _, c := range all {
 		e := newEntryWith(t, cases.Config(), c.NamespaceMode)

@@ -43,8 +43,9 @@ type EnvVar struct {
 
 // Resources of the injected container in one mode, as Kubernetes quantities.
 type Resources struct {
-	// CPU is the request in Burstable pods. There is no limit: with a tight quota
-	// the start of the container takes seconds.
+	// CPU is the request in Burstable pods. There is no limit, with a tight one
+	// the start of the container takes seconds; but where every other container of
+	// the pod has a CPU limit, ours is GuaranteedCPU.
 	CPU string `json:"cpu,omitempty"`
 	// Memory is both request and limit, in Burstable and Guaranteed pods.
 	Memory string `json:"memory,omitempty"`

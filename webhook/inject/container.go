@@ -118,8 +118,9 @@ func ready() *probe {
 }
 
 // Container is the container that is injected in a mode into pods of a class,
-// as JSON in the form of the Kubernetes API. It depends on nothing else: what
-// differs between pods reaches the agent by the downward API.
+// as JSON in the form of the Kubernetes API. It depends on nothing else, but for
+// the CPU limit that it has in a Burstable pod in which every other container
+// has one: what differs between pods reaches the agent by the downward API.
 func (c Config) Container(mode settings.Mode, class Class) ([]byte, error) {
 	c = c.withDefaults()
 	if err := c.Validate(); err != nil {
@@ -129,7 +130,7 @@ func (c Config) Container(mode settings.Mode, class Class) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	base.Resources = resourcesFor(class, c.Resources[mode])
+	base.Resources = resourcesFor(class, false, c.Resources[mode])
 	return json.Marshal(base)
 }
 
@@ -173,8 +174,10 @@ func (c Config) container(mode settings.Mode) (container, error) {
 	return out, nil
 }
 
-// resourcesFor keeps what the pod was promised: see Class.
-func resourcesFor(class Class, r Resources) *resources {
+// resourcesFor keeps what the pod was promised: see Class. Where all others have
+// a CPU limit (limitCPU), a quota on CPU limits is likely, which refuses a pod
+// with a single container that has none; ours is then as in a Guaranteed pod.
+func resourcesFor(class Class, limitCPU bool, r Resources) *resources {
 	switch class {
 	case PodLevel:
 		// Requests beyond the pod's own would be refused by the API server, and
@@ -188,9 +191,20 @@ func resourcesFor(class Class, r Resources) *resources {
 		same := &amounts{CPU: r.GuaranteedCPU, Memory: r.Memory}
 		return &resources{Requests: same, Limits: same}
 	default:
-		return &resources{
-			Requests: &amounts{CPU: r.CPU, Memory: r.Memory},
-			Limits:   &amounts{Memory: r.Memory},
+		limits := &amounts{Memory: r.Memory}
+		if limitCPU {
+			limits.CPU = larger(r.CPU, r.GuaranteedCPU)
 		}
+		return &resources{Requests: &amounts{CPU: r.CPU, Memory: r.Memory}, Limits: limits}
 	}
+}
+
+// larger gives the larger of two amounts of CPU.
+func larger(a, b string) string {
+	x, errX := settings.ParseCPU(a)
+	y, errY := settings.ParseCPU(b)
+	if errX != nil || errY != nil || x.Cmp(y) < 0 {
+		return b
+	}
+	return a
 }

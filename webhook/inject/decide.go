@@ -67,8 +67,8 @@ type Decision struct {
 	Message string
 	// Warnings are shown to the client that creates the pod.
 	Warnings []string
-	// Patch is the JSON patch, nil unless Action is ActionInject. It may be
-	// shared between decisions and must not be changed.
+	// Patch is the JSON patch, nil unless Action is ActionInject or ActionAdjust.
+	// It may be shared between decisions and must not be changed.
 	Patch []byte
 	// AuditAnnotations go to the API server's audit log.
 	AuditAnnotations map[string]string
@@ -116,7 +116,7 @@ func (i *Injector) decide(r Request) Decision {
 type examination struct {
 	*prepared
 	pod      *podView
-	class    Class
+	class    Class // without the container that was injected before
 	request  Request
 	warnings []string
 }
@@ -149,7 +149,7 @@ func (e *examination) run() Decision {
 			return Decision{Action: ActionSkip, Reason: NoNetworks}
 		}
 	}
-	e.class = e.pod.class()
+	e.class = e.pod.class(-1)
 	mode, denials := e.check(value)
 	if len(denials) > 0 {
 		e.warnings = nil // the message says it all
@@ -182,9 +182,9 @@ func (e *examination) untouched() (Reason, bool) {
 }
 
 // recheck decides on a pod that was injected before. A webhook that was called after us may have added settings that are not valid, or
-// that come too late.
+// that come too late; or have set resources.
 func (e *examination) recheck(injected settings.Mode) Decision {
-	e.class = e.pod.class()
+	e.class = e.pod.class(e.pod.own())
 	mode, denials := e.check(e.pod.Metadata.Annotations[settings.Networks])
 	e.warnings = nil // told the first time
 	if len(denials) > 0 {
@@ -195,7 +195,15 @@ func (e *examination) recheck(injected settings.Mode) Decision {
 		e.warn("the pod was injected in mode %s before; that mode %s is asked for now has no effect: let what asks for it act earlier "+
 			"(its webhook configuration's name must sort before %q)", injected, mode, "multus-ip-manager")
 	}
-	return Decision{Action: info(AlreadyInjected).Action, Reason: AlreadyInjected, Mode: injected}
+	patch, err := e.adjust(injected)
+	if err != nil {
+		return cannotRender(injected, err)
+	}
+	reason := AlreadyInjected
+	if patch != nil {
+		reason = ClassChanged
+	}
+	return Decision{Action: info(reason).Action, Reason: reason, Mode: injected, Patch: patch}
 }
 
 func hasKey(m map[string]string, key string) bool { _, ok := m[key]; return ok }
@@ -273,10 +281,13 @@ func (e *examination) mode() (settings.Mode, []denial) {
 	return mode, nil
 }
 
+// joinModes lists the modes that can be had.
 func joinModes() string {
 	var names []string
 	for _, m := range settings.Modes() {
-		names = append(names, string(m))
+		if available(m) {
+			names = append(names, string(m))
+		}
 	}
 	return strings.Join(names, ", ")
 }
@@ -321,24 +332,36 @@ func (e *examination) warnAbout(mode settings.Mode, networks []settings.Network,
 // inject picks the prepared patch, or renders one where the pod overrides resources.
 func (e *examination) inject(mode settings.Mode) Decision {
 	annotations := e.pod.Metadata.Annotations
-	v := variant{mode, e.class, e.pod.Spec.InitContainers != nil, annotations != nil}
+	class, r, overridden := e.wanted(mode)
+	v := variant{mode, class, e.pod.limitsCPU(-1), e.pod.Spec.InitContainers != nil, annotations != nil}
 	patch := e.patches[v]
-	cpu, memory := annotations[settings.KeyCPU], annotations[settings.KeyMemory]
-	if cpu != "" || memory != "" {
-		r := e.config.Resources[mode]
-		if cpu != "" {
-			r.CPU, r.GuaranteedCPU = cpu, cpu
-		}
-		if memory != "" {
-			r.Memory = memory
-		}
-		if v.class == BestEffort {
-			v.class = Burstable // asked for, and warned of
-		}
+	if overridden {
 		var err error
 		if patch, err = e.render(v, r); err != nil {
-			return Decision{Action: ActionDeny, Reason: BadRequest, Mode: mode, Message: fmt.Sprintf("the patch cannot be rendered: %v", err)}
+			return cannotRender(mode, err)
 		}
 	}
 	return Decision{Action: ActionInject, Reason: Injected, Mode: mode, Patch: patch}
+}
+
+// wanted gives the class by which our container's resources go, those that the installation or the pod itself wants for the mode, and
+// whether it is the pod.
+func (e *examination) wanted(mode settings.Mode) (class Class, r Resources, overridden bool) {
+	class, r = e.class, e.config.Resources[mode]
+	cpu, memory := e.pod.Metadata.Annotations[settings.KeyCPU], e.pod.Metadata.Annotations[settings.KeyMemory]
+	if cpu != "" {
+		r.CPU, r.GuaranteedCPU = cpu, cpu
+	}
+	if memory != "" {
+		r.Memory = memory
+	}
+	overridden = cpu != "" || memory != ""
+	if overridden && class == BestEffort {
+		class = Burstable // asked for, and warned of
+	}
+	return class, r, overridden
+}
+
+func cannotRender(mode settings.Mode, err error) Decision {
+	return Decision{Action: ActionDeny, Reason: BadRequest, Mode: mode, Message: fmt.Sprintf("the patch cannot be rendered: %v", err)}
 }

@@ -122,6 +122,11 @@ func TestOwnAnnotationTooLong(t *testing.T) {
 	if d.Reason != inject.InvalidSetting || len(d.Message) > 512 {
 		t.Errorf("%s, %d bytes", d.Reason, len(d.Message))
 	}
+	for _, want := range []string{settings.KeyIgnore + " has 220010 bytes", "at most 131060 fit an environment variable", "shorten"} {
+		if !strings.Contains(d.Message, want) {
+			t.Errorf("%q lacks %q", d.Message, want)
+		}
+	}
 }
 
 func TestAllProblemsInOneMessage(t *testing.T) {
@@ -131,7 +136,7 @@ func TestAllProblemsInOneMessage(t *testing.T) {
 		t.Fatalf("%+v", d)
 	}
 	for _, want := range []string{
-		settings.KeyMode + `="x"`, "init, sidecar, node", settings.KeyRelease + `="y"`, "true, false", settings.Networks,
+		settings.KeyMode + `="x"`, "allowed: init, sidecar;", settings.KeyRelease + `="y"`, "true, false", settings.Networks,
 	} {
 		if !strings.Contains(d.Message, want) {
 			t.Errorf("%q lacks %q", d.Message, want)
@@ -275,6 +280,10 @@ func TestResourcesByClass(t *testing.T) {
 		return map[string]any{"containers": []any{map[string]any{"name": "app", "resources": resources}}}
 	}
 	guaranteed := app(map[string]any{"limits": amounts("1", "1Gi"), "requests": amounts("1", "1Gi")})
+	limited := map[string]any{"name": "other", "resources": map[string]any{"limits": map[string]any{"cpu": "1"}}}
+	unlimited := map[string]any{"name": "init", "resources": map[string]any{"limits": map[string]any{"memory": "1Gi"}}}
+	oneWithout := map[string]any{"containers": []any{limited, unlimited}}
+	initWithout := map[string]any{"containers": []any{limited}, "initContainers": []any{unlimited}}
 	podLevel := app(map[string]any{})
 	podLevel["resources"] = map[string]any{"limits": amounts("1", "1Gi")}
 	for name, tt := range map[string]struct {
@@ -284,6 +293,11 @@ func TestResourcesByClass(t *testing.T) {
 	}{
 		"best effort":              {app(nil), nil, "0/0 0/0"},
 		"burstable":                {app(map[string]any{"requests": amounts("1", "1Gi")}), nil, "20m/48Mi 0/48Mi"},
+		"all have a CPU limit":     {app(map[string]any{"limits": map[string]any{"cpu": "2"}}), nil, "20m/48Mi 500m/48Mi"},
+		"a CPU limit of zero":      {app(map[string]any{"limits": amounts("0", "1Gi")}), nil, "20m/48Mi 0/48Mi"},
+		"one has no CPU limit":     {oneWithout, nil, "20m/48Mi 0/48Mi"},
+		"an init container has no": {initWithout, nil, "20m/48Mi 0/48Mi"},
+		"CPU limit, cpu override":  {app(map[string]any{"limits": map[string]any{"cpu": "2"}}), map[string]string{settings.KeyCPU: "100m"}, "100m/48Mi 100m/48Mi"},
 		"guaranteed":               {guaranteed, nil, "500m/48Mi 500m/48Mi"},
 		"pod level":                {podLevel, nil, "0/0 0/0"},
 		"cpu override":             {app(nil), map[string]string{settings.KeyCPU: "0.1"}, "100m/48Mi 0/48Mi"},
@@ -336,10 +350,11 @@ func FuzzDecide(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte, mode string) {
 		r := inject.Request{Namespace: "x", NamespaceMode: inject.NamespaceMode(mode), Pod: raw}
 		d := i.Decide(r)
-		if (d.Action == inject.ActionInject) != (d.Patch != nil) || d.Message == "" {
+		patched := d.Action == inject.ActionInject || d.Action == inject.ActionAdjust
+		if patched != (d.Patch != nil) || d.Message == "" {
 			t.Fatalf("%+v", d)
 		}
-		if d.Action != inject.ActionInject {
+		if !patched {
 			return
 		}
 		r.Pod = apply(t, raw, d.Patch)

@@ -78,9 +78,12 @@ func TestGolden(t *testing.T) {
 			if diff := cmp.Diff(string(want), string(got)); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", file, diff)
 			}
-			if d.Action == inject.ActionInject {
+			switch {
+			case d.Action == inject.ActionInject:
 				checkInjected(t, i, f.request, d)
-			} else if d.Patch != nil {
+			case d.Action == inject.ActionAdjust:
+				checkAdjusted(t, i, f.request, d)
+			case d.Patch != nil:
 				t.Errorf("a patch without injection: %s", d.Patch)
 			}
 			for _, w := range d.Warnings {
@@ -98,6 +101,33 @@ func TestGolden(t *testing.T) {
 		if !wanted[name] {
 			t.Errorf("the golden file of %s belongs to no case", name)
 		}
+	}
+}
+
+// checkAdjusted checks what holds for every pod whose injected container is adjusted: nothing else changes, and nothing a second time.
+func checkAdjusted(t *testing.T, i *inject.Injector, r inject.Request, d inject.Decision) {
+	t.Helper()
+	again := r
+	again.Pod = apply(t, r.Pod, d.Patch)
+	if second := i.Decide(again); second.Reason != inject.AlreadyInjected || second.Patch != nil {
+		t.Errorf("adjusted a second time: %+v", second)
+	}
+	var before, after corev1.Pod
+	for _, p := range []struct {
+		data []byte
+		into *corev1.Pod
+	}{{r.Pod, &before}, {again.Pod, &after}} {
+		if err := json.Unmarshal(p.data, p.into); err != nil {
+			t.Fatal(err)
+		}
+		for n, c := range p.into.Spec.InitContainers {
+			if c.Name == settings.ContainerName {
+				p.into.Spec.InitContainers[n].Resources = corev1.ResourceRequirements{}
+			}
+		}
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("more than our container's resources changed (-before +after):\n%s", diff)
 	}
 }
 

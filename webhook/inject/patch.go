@@ -12,6 +12,7 @@ import (
 type variant struct {
 	mode           settings.Mode
 	class          Class
+	limitCPU       bool // every container has a CPU limit
 	hasInit        bool // spec.initContainers is a list
 	hasAnnotations bool // metadata.annotations is a map
 }
@@ -65,12 +66,10 @@ func (p *prepared) prepareMode(mode settings.Mode) error {
 	}
 	p.containers[mode], p.status[mode] = base, string(status)
 	for _, class := range Classes() {
-		for _, hasInit := range []bool{false, true} {
-			for _, hasAnnotations := range []bool{false, true} {
-				v := variant{mode, class, hasInit, hasAnnotations}
-				if p.patches[v], err = p.render(v, p.config.Resources[mode]); err != nil {
-					return err
-				}
+		for bits := range 8 {
+			v := variant{mode, class, bits&1 != 0, bits&2 != 0, bits&4 != 0}
+			if p.patches[v], err = p.render(v, p.config.Resources[mode]); err != nil {
+				return err
 			}
 		}
 	}
@@ -87,7 +86,7 @@ type Status struct {
 // render makes the patch of a variant with the given resources.
 func (p *prepared) render(v variant, r Resources) ([]byte, error) {
 	c := p.containers[v.mode]
-	c.Resources = resourcesFor(v.class, r)
+	c.Resources = resourcesFor(v.class, v.limitCPU, r)
 	status := operation{"add", "/metadata/annotations/" + escape(settings.KeyStatus), p.status[v.mode]}
 	if !v.hasAnnotations {
 		status = operation{"add", "/metadata/annotations", map[string]string{settings.KeyStatus: p.status[v.mode]}}

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,11 +33,32 @@ type podView struct {
 		OS          struct {
 			Name string `json:"name"`
 		} `json:"os"`
-		NodeSelector   map[string]string `json:"nodeSelector"`
-		Resources      resourceView      `json:"resources"`
-		InitContainers []containerView   `json:"initContainers"`
-		Containers     []containerView   `json:"containers"`
+		SecurityContext struct {
+			WindowsOptions map[string]json.RawMessage `json:"windowsOptions"`
+		} `json:"securityContext"`
+		NodeSelector map[string]string `json:"nodeSelector"`
+		Affinity     struct {
+			Node struct {
+				Required struct {
+					Terms []nodeTerm `json:"nodeSelectorTerms"`
+				} `json:"requiredDuringSchedulingIgnoredDuringExecution"`
+			} `json:"nodeAffinity"`
+		} `json:"affinity"`
+		Resources      resourceView    `json:"resources"`
+		InitContainers []containerView `json:"initContainers"`
+		Containers     []containerView `json:"containers"`
 	} `json:"spec"`
+}
+
+// nodeTerm is one of the alternatives of which a node must meet one.
+type nodeTerm struct {
+	Expressions []nodeExpression `json:"matchExpressions"`
+}
+
+type nodeExpression struct {
+	Key      string   `json:"key"`
+	Operator string   `json:"operator"`
+	Values   []string `json:"values"`
 }
 
 type containerView struct {
@@ -118,18 +140,43 @@ func (p *podView) injected() settings.Mode {
 		return ""
 	}
 	mode, err := settings.ParseMode(string(s.Mode))
-	if err != nil || !slices.ContainsFunc(p.Spec.InitContainers, func(c containerView) bool { return c.Name == settings.ContainerName }) {
+	if err != nil || p.own() < 0 {
 		return ""
 	}
 	return mode
 }
 
+// own gives the index of the init container of our name, -1 if there is none.
+func (p *podView) own() int {
+	return slices.IndexFunc(p.Spec.InitContainers, func(c containerView) bool { return c.Name == settings.ContainerName })
+}
+
+const windows = "windows"
+
+// osLabels are the labels that tell a node's operating system.
+func osLabels() []string { return []string{"kubernetes.io/os", "beta.kubernetes.io/os"} }
+
 // isWindows tells whether the pod can only run on a Windows node.
 func (p *podView) isWindows() bool {
-	const windows = "windows"
-	return p.Spec.OS.Name == windows ||
-		p.Spec.NodeSelector["kubernetes.io/os"] == windows ||
-		p.Spec.NodeSelector["beta.kubernetes.io/os"] == windows
+	os := p.Spec.OS.Name
+	for _, label := range osLabels() {
+		os = cmp.Or(os, p.Spec.NodeSelector[label])
+	}
+	if os != "" {
+		return os == windows
+	}
+	terms := p.Spec.Affinity.Node.Required.Terms
+	if len(terms) > 0 && !slices.ContainsFunc(terms, func(t nodeTerm) bool { return !t.isWindows() }) {
+		return true
+	}
+	return len(p.Spec.SecurityContext.WindowsOptions) > 0
+}
+
+// isWindows tells whether only Windows nodes meet the term.
+func (t nodeTerm) isWindows() bool {
+	return slices.ContainsFunc(t.Expressions, func(e nodeExpression) bool {
+		return slices.Contains(osLabels(), e.Key) && e.Operator == "In" && slices.Equal(e.Values, []string{windows})
+	})
 }
 
 // Subject names the pod for logs. At admission a pod made by a controller has

@@ -1,6 +1,10 @@
 package inject
 
-import "multus-ip-manager.io/agent/settings"
+import (
+	"iter"
+
+	"multus-ip-manager.io/agent/settings"
+)
 
 // Class is how a pod's resources are accounted. It decides which resources the
 // injected container gets, so that injection does not change what was promised
@@ -24,22 +28,44 @@ const (
 // Classes lists every class.
 func Classes() []Class { return []Class{Guaranteed, Burstable, BestEffort, PodLevel} }
 
+// Names of the resources that make the class.
+const (
+	cpu    = "cpu"
+	memory = "memory"
+)
+
+// containers gives the resources of all containers but the init container at
+// one index; none is at -1.
+func (p *podView) containers(but int) iter.Seq[resourceView] {
+	return func(yield func(resourceView) bool) {
+		for i, c := range p.Spec.InitContainers {
+			if i != but && !yield(c.Resources) {
+				return
+			}
+		}
+		for _, c := range p.Spec.Containers {
+			if !yield(c.Resources) {
+				return
+			}
+		}
+	}
+}
+
 // class computes the class as Kubernetes does: over all containers and init
-// containers, by CPU and memory alone, ignoring zero quantities.
-func (p *podView) class() Class {
+// containers, by CPU and memory alone, ignoring zero quantities. One init
+// container can be left out: ours must not decide what it gets itself.
+func (p *podView) class(but int) Class {
 	if len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0 {
 		return PodLevel
 	}
 	guaranteed, anything := true, false
-	for _, list := range [][]containerView{p.Spec.Containers, p.Spec.InitContainers} {
-		for _, c := range list {
-			for _, name := range [...]string{"cpu", "memory"} {
-				set, equal := c.Resources.compare(name)
-				anything = anything || set
-				guaranteed = guaranteed && equal
-				if anything && !guaranteed {
-					return Burstable
-				}
+	for r := range p.containers(but) {
+		for _, name := range [...]string{cpu, memory} {
+			set, equal := r.compare(name)
+			anything = anything || set
+			guaranteed = guaranteed && equal
+			if anything && !guaranteed {
+				return Burstable
 			}
 		}
 	}
@@ -47,6 +73,16 @@ func (p *podView) class() Class {
 		return Guaranteed
 	}
 	return BestEffort
+}
+
+// limitsCPU tells whether every container but one has a CPU limit.
+func (p *podView) limitsCPU(but int) bool {
+	for r := range p.containers(but) {
+		if _, limited := positive(r.Limits[cpu]); !limited {
+			return false
+		}
+	}
+	return true
 }
 
 // compare tells of one resource whether anything of it is requested or limited,
@@ -86,5 +122,5 @@ func ClassOf(pod []byte) (Class, error) {
 	if err != nil {
 		return "", err
 	}
-	return p.class(), nil
+	return p.class(-1), nil
 }

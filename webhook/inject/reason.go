@@ -12,7 +12,7 @@ import "multus-ip-manager.io/agent/settings"
 // Action is what happens to the pod.
 type Action string
 
-// The four things that can happen.
+// What can happen.
 const (
 	// ActionInject admits the pod with a patch.
 	ActionInject Action = "inject"
@@ -20,6 +20,10 @@ const (
 	// server asks again after another webhook has changed the pod, and that is
 	// neither a new injection nor a pod that goes without.
 	ActionKeep Action = "keep"
+	// ActionAdjust admits the pod with a patch of the resources of the container
+	// that was added before, because another webhook has changed the pod's QoS
+	// class since.
+	ActionAdjust Action = "adjust"
 	// ActionSkip admits the pod unchanged.
 	ActionSkip Action = "skip"
 	// ActionDeny refuses the pod.
@@ -35,6 +39,7 @@ const (
 	Injected Reason = "injected"
 
 	AlreadyInjected Reason = "already-injected"
+	ClassChanged    Reason = "qos-class-changed"
 
 	NotAPod          Reason = "not-a-pod"
 	NotCreated       Reason = "not-created"
@@ -77,6 +82,7 @@ func Reasons() []ReasonInfo {
 		{HostNetwork, ActionSkip, "the pod has hostNetwork: true, where Multus attaches nothing; remove that or the annotation " + settings.Networks, true},
 		{Windows, ActionSkip, "the pod is for Windows nodes, where the agent does not run; remove the annotation " + settings.Networks, true},
 		{AlreadyInjected, ActionKeep, "the container " + settings.ContainerName + " was added before", false},
+		{ClassChanged, ActionAdjust, "the container " + settings.ContainerName + " was added before, and its resources no longer fit the pod's QoS class", false},
 		{ForeignContainer, ActionSkip, "the pod has a container " + settings.ContainerName +
 			" that this webhook did not write; rename or remove it to have ours injected", true},
 		{LegacyContainer, ActionSkip, "the pod has the hand-written container " + settings.LegacyContainerName +

@@ -7,7 +7,6 @@ package offline
 import (
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"sigs.k8s.io/yaml"
@@ -54,7 +53,7 @@ type Report struct {
 	Input, Object string
 	// Decision is the injector's; its patch is about the pod, not the object around it.
 	Decision inject.Decision
-	// Rewritten is set where the document had to be written anew, so that its comments and the order of its keys are lost.
+	// Rewritten is set where the document had to be written anew, and comments or the order of its keys are lost.
 	Rewritten bool
 }
 
@@ -210,14 +209,13 @@ func (d document) edited(edits []edit) (text []byte, rewritten bool, err error) 
 		return text, false, err
 	}
 	// Each way keeps less of the text than the one before; what is not exactly what the server would make is not used.
-	for _, way := range []func(document, []edit) ([]byte, error){insertLines, editNodes} {
-		if text, err := way(d, edits); err == nil && means(text, want) {
-			return text, false, nil
-		}
+	if text, err := insert(d, edits); err == nil && means(text, want) {
+		return text, false, nil
+	}
+	if text, err := editNodes(d, edits); err == nil && means(text, want) {
+		text = d.written(text)
+		return text, !keepsComments(d.text, text), nil
 	}
 	text, err = yaml.JSONToYAML(want)
-	if err == nil && strings.HasPrefix(string(d.text), "---") {
-		text = append([]byte("---\n"), text...)
-	}
-	return text, true, err
+	return d.written(text), true, err
 }

@@ -149,6 +149,61 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// Lines end as those of the input do, in whatever way it is edited.
+func TestLineEndings(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.in")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no files:", err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.ReplaceAll(string(data), "\r\n", "\n")
+		want, _ := run(t, options(t), text)
+		got, _ := run(t, options(t), strings.ReplaceAll(text, "\n", "\r\n"))
+		if diff := cmp.Diff(strings.ReplaceAll(want, "\n", "\r\n"), got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", file, diff)
+		}
+	}
+}
+
+// What kubectl reads is read, with the same result.
+func TestMergeKeys(t *testing.T) {
+	const pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  annotations:\n    k8s.v1.cni.cncf.io/networks: n3\nspec:\n  containers:\n"
+	for name, tt := range map[string]struct{ containers, fails string }{
+		"an override":         {"  - &c\n    name: a\n    image: x\n  - <<: *c\n    name: b\n", ""},
+		"an override before":  {"  - &c\n    name: a\n    image: x\n  - name: b\n    <<: *c\n", ""},
+		"and a key twice":     {"  - &c\n    name: a\n    image: x\n  - <<: *c\n    name: b\n    name: d\n", `"name" already set`},
+		"elsewhere, and here": {"  - &c\n    name: a\n    name: b\n  - <<: *c\n    image: x\n", `"name" already set`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := pod + tt.containers
+			result, err := offline.Run(options(t), []offline.Input{{Name: "in", Data: []byte(text)}})
+			if tt.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.fails) {
+					t.Errorf("got %v, want %q", err, tt.fails)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want, got struct{ Spec struct{ Containers []any } }
+			if err := yaml.Unmarshal([]byte(text), &want); err != nil { // as kubectl does
+				t.Fatal(err)
+			}
+			if err := yaml.Unmarshal(result.Outputs[0], &got); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" || result.Reports[0].Decision.Reason != inject.Injected {
+				t.Errorf("%s (-kubectl +got)\n%s", result.Reports[0].Decision.Reason, diff)
+			}
+		})
+	}
+}
+
 // Each kind that makes pods, with the path of its pod; and others that look like it.
 func TestKinds(t *testing.T) {
 	const pod = `{"metadata":{"annotations":{"k8s.v1.cni.cncf.io/networks":"n3"}},"spec":{"containers":[{"name":"app"}]}}`

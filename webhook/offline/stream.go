@@ -9,7 +9,8 @@ import (
 	"reflect"
 	"strings"
 
-	"sigs.k8s.io/yaml"
+	"go.yaml.in/yaml/v3"
+	kyaml "sigs.k8s.io/yaml"
 )
 
 // part is a piece of a file. The parts of a file, one after the other, are the file.
@@ -87,7 +88,7 @@ func parse(p part) (document, error) {
 	raw := bytes.TrimSpace(p.text)
 	if !p.isJSON {
 		var err error
-		if raw, err = yaml.YAMLToJSONStrict(p.text); err != nil {
+		if raw, err = toJSON(p.text); err != nil {
 			if bytes.Contains(p.text, []byte("{{")) {
 				return doc, fmt.Errorf("not YAML: %w (is this a template? Render it first)", err)
 			}
@@ -101,6 +102,39 @@ func parse(p part) (document, error) {
 	var err error
 	doc.objects, err = objectsIn(raw, "", head{})
 	return doc, err
+}
+
+// toJSON reads YAML as kubectl does, but for a key that is written twice.
+func toJSON(text []byte) ([]byte, error) {
+	value, err := kyaml.YAMLToJSONStrict(text)
+	if err != nil && onlyMerged(text) {
+		return kyaml.YAMLToJSON(text)
+	}
+	return value, err
+}
+
+const mergeTag = "!!merge"
+
+// onlyMerged tells whether keys are there twice only because "<<" has them, too, which is how what it brings is overridden.
+func onlyMerged(text []byte) bool {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return false
+	}
+	merges, twice := false, false
+	visit(&doc, func(n *yaml.Node) {
+		if n.Kind != yaml.MappingNode {
+			return
+		}
+		seen := map[string]bool{}
+		for i := 0; i < len(n.Content); i += 2 {
+			key := n.Content[i]
+			merges = merges || key.Tag == mergeTag
+			twice = twice || seen[key.Value]
+			seen[key.Value] = true
+		}
+	})
+	return merges && !twice
 }
 
 // empty tells whether there is nothing but comments, directives and marks.
@@ -127,13 +161,13 @@ func (d document) indented(value []byte) ([]byte, error) {
 	} else {
 		out.Write(value)
 	}
-	out.Write(d.text[len(body):])
-	return out.Bytes(), nil
+	text := bytes.ReplaceAll(out.Bytes(), []byte("\n"), ending(d.text))
+	return append(text, d.text[len(body):]...), nil
 }
 
 // means tells whether the text is YAML for the value.
 func means(text, value []byte) bool {
-	got, err := yaml.YAMLToJSONStrict(text)
+	got, err := toJSON(text)
 	if err != nil {
 		return false
 	}

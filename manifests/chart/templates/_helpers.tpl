@@ -89,8 +89,36 @@ multus-ip-manager
 /etc/multus-ip-manager/certs
 {{- end -}}
 
+{{/* Refuses what the webhook would refuse when it starts. What is not said by the schema of the values is said here. */}}
+{{- define "mim.check" -}}
+{{- $deadline := .Values.agent.deadline -}}
+{{- if $deadline -}}
+{{- $seconds := 0 -}}
+{{- range $unit, $factor := dict "h" 3600 "m" 60 "s" 1 -}}
+{{- $seconds = regexFind (printf "[0-9]+%s" $unit) $deadline | trimSuffix $unit | int64 | mul $factor | add $seconds -}}
+{{- end -}}
+{{- if or (not (regexMatch "^((0|[1-9][0-9]{0,4})h)?((0|[1-9][0-9]{0,4})m)?((0|[1-9][0-9]{0,4})s)?$" $deadline)) (lt $seconds 1) (gt $seconds 86400) -}}
+{{- fail (printf "agent.deadline is %q; allowed is a duration from 1s to 24h in whole hours, minutes and seconds, such as 90s, 30m or 1h30m" $deadline) -}}
+{{- end -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range .Values.agent.env -}}
+{{- if hasPrefix "MIM_" .name -}}
+{{- fail (printf "agent.env names %s; names that begin with MIM_ belong to the agent" .name) -}}
+{{- end -}}
+{{- if has .name $names -}}
+{{- fail (printf "agent.env names %s twice" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- if ne (list .Values.ports.webhook .Values.ports.health .Values.ports.metrics | uniq | len) 3 -}}
+{{- fail "ports.webhook, ports.health and ports.metrics must differ" -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The webhook's arguments, as a YAML list. Deployment and NOTES.txt use the same. */}}
 {{- define "mim.args" -}}
+{{- include "mim.check" . -}}
 {{- $agent := .Values.agent -}}
 - serve
 - --port={{ .Values.ports.webhook }}

@@ -1,9 +1,11 @@
-// Command sample does what the AWS Python sample for Multus pods does when a pod starts, in Go: it is what the agent is measured against
-// where the language is to make no difference. It describes the instance and the subnet of each of its ENIs, finds each local address's
-// ENI by the CIDR block, and assigns; for IPv6 it first searches the holders and releases the addresses there.
+// Command sample does what the AWS Python sample for Multus pods does, in Go: it is what the agent is measured against where the language
+// is to make no difference. It describes the instance and the subnet of each of its ENIs, finds each local address's ENI by the CIDR
+// block, and assigns; for IPv6 it first searches the holders and releases the addresses there. Told "sidecar" it goes on: it lists the
+// addresses every half second and does the same for those that are new.
 //
-// It is kinder than the sample in three ways: it reads the addresses from the kernel and not from the output of "ip a", it has
-// goroutines where the sample has child processes, and it ends with an error when a call failed.
+// It is kinder than the sample in these ways: it reads the addresses from the kernel and not from the output of "ip a", it has
+// goroutines where the sample has child processes, it ends with an error when a call failed, and as a sidecar tries again with the next
+// list, and an address that has gone and comes back is new.
 package main
 
 import (
@@ -14,7 +16,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -29,14 +33,20 @@ import (
 // second later. EC2 is never that fast, so this must not be counted against the sample.
 const answerSize = 64 << 10
 
+// pause is the sample's, between two lists.
+const pause = 500 * time.Millisecond
+
+// filterValues is how many values EC2 takes in one search.
+const filterValues = 200
+
 func main() {
-	if err := run(context.Background()); err != nil {
+	if err := run(context.Background(), slices.Contains(os.Args[1:], "sidecar")); err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context, stay bool) error {
 	identity, err := imds.New(imds.Options{}).GetInstanceIdentityDocument(ctx, nil)
 	if err != nil {
 		return err
@@ -52,10 +62,55 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if stay {
+		return follow(ctx, client, enis)
+	}
 	wanted, err := local(enis)
 	if err != nil {
 		return err
 	}
+	if len(wanted) == 0 {
+		return errors.New("no address is in a subnet of an ENI")
+	}
+	return assign(ctx, client, wanted)
+}
+
+// follow lists the addresses for ever and assigns those that are new.
+func follow(ctx context.Context, client *ec2.Client, enis map[netip.Prefix]string) error {
+	assigned := map[netip.Addr]bool{}
+	for {
+		here, err := local(enis)
+		if err != nil {
+			return err
+		}
+		still, fresh := map[netip.Addr]bool{}, map[string][]netip.Addr{}
+		for eni, addrs := range here {
+			for _, a := range addrs {
+				if still[a] = assigned[a]; !assigned[a] {
+					fresh[eni] = append(fresh[eni], a)
+				}
+			}
+		}
+		assigned = still
+		if err := assign(ctx, client, fresh); err != nil {
+			fmt.Fprintln(os.Stderr, "sample:", err)
+		} else {
+			for _, addrs := range fresh {
+				for _, a := range addrs {
+					assigned[a] = true
+				}
+			}
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// assign makes the calls for addresses, by ENI.
+func assign(ctx context.Context, client *ec2.Client, wanted map[string][]netip.Addr) error {
 	if err := each(wanted, func(eni string, addrs []netip.Addr) error {
 		return assign4(ctx, client, eni, only(addrs, netip.Addr.Is4))
 	}); err != nil {
@@ -119,9 +174,6 @@ func local(enis map[netip.Prefix]string) (map[string][]netip.Addr, error) {
 			}
 		}
 	}
-	if len(wanted) == 0 {
-		return nil, errors.New("no address is in a subnet of an ENI")
-	}
 	return wanted, nil
 }
 
@@ -134,15 +186,17 @@ func move6(ctx context.Context, client *ec2.Client, wanted map[string][]netip.Ad
 	if len(six) == 0 {
 		return nil
 	}
-	out, err := client.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{
-		Filters: []types.Filter{{Name: aws.String("ipv6-addresses.ipv6-address"), Values: six}},
-	})
-	if err != nil {
-		return err
-	}
-	for _, holder := range out.NetworkInterfaces {
-		if _, err := client.UnassignIpv6Addresses(ctx, &ec2.UnassignIpv6AddressesInput{NetworkInterfaceId: holder.NetworkInterfaceId, Ipv6Addresses: six}); err != nil {
+	for values := range slices.Chunk(six, filterValues) {
+		out, err := client.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{
+			Filters: []types.Filter{{Name: aws.String("ipv6-addresses.ipv6-address"), Values: values}},
+		})
+		if err != nil {
 			return err
+		}
+		for _, holder := range out.NetworkInterfaces {
+			if _, err := client.UnassignIpv6Addresses(ctx, &ec2.UnassignIpv6AddressesInput{NetworkInterfaceId: holder.NetworkInterfaceId, Ipv6Addresses: values}); err != nil {
+				return err
+			}
 		}
 	}
 	return each(wanted, func(eni string, addrs []netip.Addr) error {
