@@ -123,6 +123,28 @@ func TestLostIsNotForEver(t *testing.T) {
 	}
 }
 
+// Rule 6: an address that another ENI claimed stays there, and the calls stop.
+func TestSplitBrain(t *testing.T) {
+	for _, addr := range []string{vip, vip6} {
+		t.Run(addr, func(t *testing.T) {
+			in(t, func(t *testing.T) {
+				r := following(t, nil)
+				r.kernel.add(net1, addr)
+				r.settle(2 * time.Second)
+				r.table.move(addr, "eni-9")
+				r.settle(2 * time.Minute)
+				r.on(addr, "eni-9")
+				r.state(addr, report.StateLost)
+				r.forget()
+				r.settle(10 * time.Minute)
+				r.called()
+				r.on(addr, "eni-9")
+				r.end()
+			})
+		})
+	}
+}
+
 // One look that shows an address on no ENI proves nothing: an IPv6 address is on none in the midst of a move.
 func TestOneLookProvesNothing(t *testing.T) {
 	in(t, func(t *testing.T) {
@@ -225,10 +247,11 @@ func TestTwoInterfacesInFlight(t *testing.T) {
 	in(t, func(t *testing.T) {
 		wide := []plan.ENI{eni0, eni1, eni2}
 		wide[2].SubnetID, wide[2].Subnets = eni1.SubnetID, eni1.Subnets
-		r := newScene(t, pod(map[plan.Link][]string{net1: {vip}, net2: {}}), func(s *Sidecar) {
+		r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}, net2: {}}), func(s *Sidecar) {
 			s.Locate = &fakeLocator{enis: func(int) ([]plan.ENI, error) { return wide, nil }, all: func(int) ([]plan.ENI, error) { return wide, nil }}
 		})
 		r.begin()
+		r.kernel.add(net1, vip)
 		r.settle(time.Minute)
 		r.table.on = func(context.Context, string, string, []netip.Addr) error { pass(time.Second); return nil }
 		r.kernel.add(net2, vip)

@@ -228,6 +228,10 @@ func TestWinnerLooksAgain(t *testing.T) {
 					r.kernel.add(net1, addr)
 					r.settle(after)
 					r.table.move(addr, "")
+					if after < 5*time.Second {
+						r.settle(15 * time.Second)
+						r.on(addr, eni1.ID)
+					}
 					r.settle(3 * time.Minute)
 					r.on(addr, eni1.ID)
 					r.state(addr, report.StateAssigned)
