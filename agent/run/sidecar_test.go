@@ -342,7 +342,7 @@ func TestSidecarNoRoute(t *testing.T) {
 	in(t, func(t *testing.T) {
 		var blocked atomic.Pointer[observe.RouteError]
 		r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}}), func(s *Sidecar) {
-			s.Routes = &fakeRoutes{blocked: func() *observe.RouteError { return blocked.Load() }}
+			s.Routes = &fakeRoutes{blocked: blocked.Load}
 			s.Locate = &fakeLocator{enis: func(int) ([]plan.ENI, error) {
 				if blocked.Load() != nil {
 					return nil, errors.New("timeout")

@@ -218,9 +218,9 @@ func TestAdmission(t *testing.T) {
 					Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
 			}},
 		"the namespace's mode":           {namespace: map[string]string{settings.LabelInject: "enabled", settings.KeyMode: "init"}, annotations: net, injected: true},
-		"an unknown mode of the pod":     {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "turbo"}), denied: []string{settings.KeyMode, "turbo", "init, sidecar, node"}},
-		"an unknown mode by label":       {namespace: enabled, annotations: net, labels: map[string]string{settings.KeyMode: "turbo"}, denied: []string{settings.KeyMode, "turbo", "init, sidecar, node"}},
-		"an unknown mode by namespace":   {namespace: map[string]string{settings.LabelInject: "enabled", settings.KeyMode: "turbo"}, annotations: net, denied: []string{settings.KeyMode, "init, sidecar, node"}},
+		"an unknown mode of the pod":     {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "turbo"}), denied: []string{settings.KeyMode, "turbo", "init, sidecar"}},
+		"an unknown mode by label":       {namespace: enabled, annotations: net, labels: map[string]string{settings.KeyMode: "turbo"}, denied: []string{settings.KeyMode, "turbo", "init, sidecar"}},
+		"an unknown mode by namespace":   {namespace: map[string]string{settings.LabelInject: "enabled", settings.KeyMode: "turbo"}, annotations: net, denied: []string{settings.KeyMode, "init, sidecar"}},
 		"a mode that is not there yet":   {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "node"}), denied: []string{"node", "not available"}},
 		"annotation and label differ":    {namespace: enabled, annotations: with(map[string]string{settings.KeyMode: "init"}), labels: map[string]string{settings.KeyMode: "sidecar"}, injected: true, warnings: []string{"wins over"}},
 		"an invalid setting":             {namespace: enabled, annotations: with(map[string]string{settings.KeyDeadline: "soon"}), denied: []string{settings.KeyDeadline, "soon", "1s to 24h"}},
