@@ -90,6 +90,15 @@ func (c Claim) Following(eni string) Claim {
 	return c
 }
 
+// Seen is a claim that could not be tried at once, and whose address had this holder ("" for none) when it was made: who holds it later
+// is newer.
+func (c Claim) Seen(holder string) Claim {
+	if c.tried = true; holder != "" || c.Addr.Is4() {
+		c.read, c.before = true, holder
+	}
+	return c
+}
+
 // Verdict is what came of a claim in one attempt.
 type Verdict int
 

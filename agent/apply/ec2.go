@@ -29,7 +29,7 @@ const (
 	// attemptTimeout bounds one EC2 call, credentials included.
 	attemptTimeout = 3 * time.Second
 	// maxAnswer bounds an answer of EC2, in bytes.
-	maxAnswer = 16 << 20
+	maxAnswer = 2 << 20
 	// noManageTag marks ENIs that the VPC CNI leaves alone, with the value "true".
 	noManageTag = "node.k8s.amazonaws.com/no_manage"
 	// pageSize is how many ENIs one page of a search holds. In large accounts EC2 refuses searches without paging.
@@ -302,7 +302,7 @@ func (c *Client) call(ctx context.Context, op, eni string, addrs []netip.Addr, d
 		err = fmt.Errorf("no answer within %s: %w", attemptTimeout, err)
 	}
 	e := newOpError(op, eni, addrs, err)
-	if e.Class == Expired {
+	if e.Class == Expired || e.Code == authFailure {
 		c.creds.invalidate(used)
 	}
 	return e

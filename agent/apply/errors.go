@@ -108,6 +108,9 @@ func ClassOf(err error) Class {
 	return Unanswered
 }
 
+// authFailure is EC2's code for credentials that it does not know. They may have been replaced, so the next call fetches them anew.
+const authFailure = "AuthFailure"
+
 // codes is the one place that tells what an EC2 error code means. Codes that are not here are judged by their HTTP status: 5xx
 // passes, any other is a refusal of the request. Throttling codes come from the SDK's own list.
 var codes = map[string]Class{
@@ -125,7 +128,7 @@ var codes = map[string]Class{
 	"UnauthorizedOperation":       Denied,
 	"AccessDenied":                Denied,
 	"AccessDeniedException":       Denied,
-	"AuthFailure":                 Denied,
+	authFailure:                   Denied,
 	"InvalidClientTokenId":        Denied,
 	"InvalidIdentityToken":        Denied,
 	"SignatureDoesNotMatch":       Denied,

@@ -39,6 +39,9 @@ type entry struct {
 	heard time.Time
 	// noticed is when the present addition was first seen.
 	noticed time.Time
+	// peeked is true once the holder was asked for because the first attempt had to wait; before is what that told, when it told.
+	peeked bool
+	before *string
 
 	state  string
 	since  time.Time
@@ -113,6 +116,7 @@ func (e *entry) press(now time.Time) {
 	e.claim = e.fresh().Renewed(e.claim)
 	e.serial++
 	e.attempts, e.backoff, e.due = 0, backoff{}, now
+	e.peeked, e.before = false, nil
 	e.looks, e.doubt, e.absent, e.calm, e.wait, e.losses = nil, "", 0, 0, 0, 0
 	e.enter(report.StatePending, nil)
 }
@@ -125,6 +129,10 @@ func (e *entry) age(now time.Time) {
 			e.origin = came
 		}
 		e.claim = e.fresh().Renewed(e.claim)
+		return
+	}
+	if e.before != nil && now.Sub(e.noticed) > peekAfter {
+		e.claim = e.claim.Seen(*e.before)
 	}
 }
 

@@ -24,12 +24,13 @@ const (
 	// spreads the ticks of a node's pods.
 	tickEvery  = time.Minute
 	tickJitter = 6 * time.Second
-	// slowRetry is about the first pause after a fault that waiting alone does not mend, such as a missing permission, slowCap about the
-	// longest: many pods may have it.
-	slowRetry = time.Minute
+	// slowRetry is about the first pause after a fault that waiting alone does not mend, such as a missing permission (which may have been
+	// a moment's fault of the credentials all the same), slowCap about the longest: many pods may have it.
+	slowRetry = 2 * time.Second
 	slowCap   = 5 * time.Minute
-	// refusedCap is the longest for an address that EC2 refuses, because each of many takes a call, or more, to itself.
-	refusedCap = time.Hour
+	// refusedRetry and refusedCap are the same for an address that EC2 refuses: each of many takes a call, or more, to itself.
+	refusedRetry = time.Minute
+	refusedCap   = time.Hour
 	// stuckAfter is how long one step of the loop may take before the process ends itself.
 	stuckAfter = time.Minute
 	// believeGone is how long an address must have left the interface before that is believed: links flap.
@@ -37,6 +38,8 @@ const (
 	// lateAfter is how old an addition may be when it is first seen. An older one is no event any more: somebody may have claimed the
 	// address since.
 	lateAfter = 10 * time.Second
+	// peekAfter is how long a claim may wait for a call under way before it is asked who holds its address.
+	peekAfter = 200 * time.Millisecond
 	// together is how close two retries must be to share a call.
 	together = 50 * time.Millisecond
 	// tenureFor is how long after the end of an address's tenure searches may still show it: minutes have been seen.
@@ -158,10 +161,10 @@ func nextTick() time.Duration {
 	return tickEvery - tickJitter + rand.N(2*tickJitter) //nolint:gosec // jitter needs no cryptography
 }
 
-// slowly gives the pause after so many failures that waiting does not mend: a minute and more, up to the most given, each a quarter longer or
-// shorter.
-func slowly(failures int, most time.Duration) time.Duration {
-	d := min(slowRetry<<min(failures, 8), most)
+// slowly gives the pause after so many failures that waiting alone does not mend: the first, doubled each time up to the most, and a quarter
+// longer or shorter.
+func slowly(failures int, first, most time.Duration) time.Duration {
+	d := min(first<<min(failures, 12), most)
 	return d*3/4 + rand.N(d/2) //nolint:gosec // jitter needs no cryptography
 }
 
@@ -353,11 +356,17 @@ func (l *loop) originOf(e *entry, a plan.Address, first bool) (origin, time.Time
 
 // addAnew makes a new claim of an address that was removed and added again.
 func (l *loop) addAnew(e *entry, d plan.Decision) {
+	if d.Reason == plan.ReasonWanted && d.ENI.ID == e.decision.ENI.ID && plan.Newer(e.decision.Address, d.Address) {
+		// The address was there twice, and the newer of the two is gone: that is no addition.
+		e.addition, e.decision = d.Address.Addition(), d
+		return
+	}
+	older := plan.Newer(e.decision.Address, d.Address)
 	old, ours := e.addition, e.state == report.StateAssigned || e.busy || e.claim.Unsure() || e.claim.Owed()
 	e.addition, e.renewed, e.touched, e.from = d.Address.Addition(), e.busy, false, ""
 	e.noticed = time.Now()
 	switch e.origin, e.heard = l.originOf(e, d.Address, false); {
-	case e.origin == found && old.Link != e.addition.Link && ours && d.Reason == plan.ReasonWanted:
+	case (older || e.origin == found) && old.Link != e.addition.Link && ours && d.Reason == plan.ReasonWanted:
 		// It is on two interfaces, and has left the one that counted.
 		e.origin, e.from = added, e.decision.ENI.ID
 	case e.pod:
@@ -471,6 +480,8 @@ func (l *loop) untilDue() time.Duration {
 			}
 		case l.tries(e) && l.lanes[e.claim.ENI] == nil:
 			sooner(e.due)
+		case l.tries(e) && e.attempts == 0 && e.origin == added && !e.peeked:
+			sooner(e.noticed.Add(peekAfter))
 		}
 		if len(e.looks) > 0 && e.here() {
 			sooner(e.looks[0])
@@ -491,6 +502,9 @@ func (l *loop) dispatch(now time.Time) {
 	for _, e := range l.addresses {
 		if lane := l.lanes[e.claim.ENI]; lane != nil && l.tries(e) && e.attempts == 0 && !e.due.After(now) {
 			lane.newer.Store(true)
+			if e.origin == added && !e.peeked && !now.Before(e.noticed.Add(peekAfter)) {
+				l.peek(e)
+			}
 		}
 		if l.tries(e) && l.lanes[e.claim.ENI] == nil && !e.due.After(now.Add(together)) {
 			due[e.claim.ENI] = append(due[e.claim.ENI], e)
@@ -506,6 +520,21 @@ func (l *loop) dispatch(now time.Time) {
 		slices.SortFunc(es, func(a, b *entry) int { return a.addr.Compare(b.addr) })
 		l.attempt(eni, es)
 	}
+}
+
+// peek asks who holds an address whose claim has to wait for a call under way, so that whoever claims it meanwhile is known to be newer.
+func (l *loop) peek(e *entry) {
+	e.peeked = true
+	addr, serial, subnet := e.addr, e.serial, e.claim.Subnet
+	l.start("looking who holds an address", stuckAfter, func(ctx context.Context) func() {
+		held, err := l.ec2.Holders(ctx, subnet, []netip.Addr{addr})
+		return func() {
+			if now := l.addresses[addr]; err == nil && now != nil && now.serial == serial && now.attempts == 0 {
+				holder := held[addr].ENI
+				now.before = &holder
+			}
+		}
+	})
 }
 
 // lane is an ENI with a call under way. newer tells that a claim waits for it that was never tried.
@@ -596,9 +625,9 @@ func (b *batch) wait(e *entry, p pace) {
 	if !chosen {
 		next := e.backoff
 		if pause = next.pause(p.class); p.slow {
-			pause = slowly(e.backoff.failures, slowCap)
+			pause = slowly(e.backoff.failures, slowRetry, slowCap)
 			if p.class == apply.Refused {
-				pause = slowly(e.backoff.failures, refusedCap)
+				pause = slowly(e.backoff.failures, refusedRetry, refusedCap)
 			}
 		}
 		b.pauses[p] = pause
@@ -783,6 +812,8 @@ func (l *loop) explain(e *entry) string {
 	switch {
 	case e.decision.Reason == "" && l.trouble[metadataTrouble] != nil:
 		return l.trouble[metadataTrouble].Error()
+	case e.decision.Reason == "":
+		return "it is not known yet which ENI has the MAC " + e.decision.Address.Link.MAC
 	case e.reason != nil:
 		return e.reason.Error()
 	case l.ec2 == nil && l.trouble[configTrouble] != nil:

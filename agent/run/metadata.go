@@ -126,7 +126,7 @@ func (l *loop) askMetadata(ctx context.Context, c plan.Candidates, macs []string
 			reason = lasting
 		}
 		if report.CodeOf(reason) != report.NoMetadata || hops >= hopLimitTries || errors.Is(err, locate.ErrDisabled) {
-			pause = slowly(0, slowCap)
+			pause = slowly(0, refusedRetry, slowCap)
 		}
 		if blocked := l.Routes.Blocked(); blocked != nil {
 			reason = &report.Failure{Code: report.NoRoute, Err: blocked}

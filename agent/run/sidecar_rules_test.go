@@ -37,7 +37,7 @@ func TestLastingFaultsCostFewCalls(t *testing.T) {
 		}
 		r.begin()
 		r.settle(time.Hour)
-		if n := r.count(); n > 20 {
+		if n := r.count(); n > 30 {
 			t.Errorf("%d calls in an hour", n)
 		}
 		if size := r.log.size(); size > 100_000 {
@@ -118,6 +118,76 @@ func TestLostIsNotForEver(t *testing.T) {
 				r.readyIs(true)
 				r.end()
 				r.on("10.0.1.80", "")
+			})
+		})
+	}
+}
+
+// Rule 6: a claim that had to wait for a call under way is not newer than one that was made meanwhile.
+func TestWaitingClaimTakesNothingNewer(t *testing.T) {
+	for _, addr := range []string{vip, vip6} {
+		for _, from := range []string{"", "eni-8"} {
+			for _, newer := range []bool{true, false} {
+				t.Run(fmt.Sprint(addr, from, newer), func(t *testing.T) {
+					in(t, func(t *testing.T) {
+						r := following(t, nil)
+						r.table.move(addr, from)
+						r.table.on = func(_ context.Context, op, eni string, addrs []netip.Addr) error {
+							if slices.Contains(addrs, netip.MustParseAddr("10.0.1.201")) {
+								pass(3 * time.Second)
+								return fault(op, eni, addrs, apply.Unanswered)
+							}
+							return nil
+						}
+						r.kernel.add(net1, "10.0.1.201")
+						r.settle(300 * time.Millisecond)
+						r.kernel.add(net1, addr)
+						r.settle(time.Second)
+						want := eni1.ID
+						if newer && (from != "" || addr == vip) {
+							want = "eni-9"
+							r.table.move(addr, "eni-9")
+						}
+						r.settle(10 * time.Second)
+						r.on(addr, want)
+						r.stop()
+						<-r.result
+					})
+				})
+			}
+		}
+	}
+}
+
+// The newer of two copies of an address is removed: that is no addition, and takes nothing.
+func TestRemovalOfACopyIsNoClaim(t *testing.T) {
+	for _, other := range []plan.Link{net1, net2} {
+		t.Run(other.Name, func(t *testing.T) {
+			in(t, func(t *testing.T) {
+				wide := []plan.ENI{eni0, eni1, eni2}
+				wide[2].SubnetID, wide[2].Subnets = eni1.SubnetID, eni1.Subnets
+				r := newScene(t, pod(map[plan.Link][]string{net1: {"10.0.1.80"}, net2: {}}), func(s *Sidecar) {
+					s.Locate = &fakeLocator{enis: func(int) ([]plan.ENI, error) { return wide, nil }, all: func(int) ([]plan.ENI, error) { return wide, nil }}
+				})
+				r.begin()
+				r.kernel.add(net1, vip)
+				r.settle(time.Second)
+				r.kernel.add(other, vip)
+				r.settle(time.Second)
+				r.table.move(vip, "eni-9")
+				r.settle(time.Second)
+				r.kernel.change(func(s *plan.Snapshot) {
+					last := slices.IndexFunc(s.Addresses, func(a plan.Address) bool { return a.Addr == netip.MustParseAddr(vip) })
+					for i, a := range s.Addresses {
+						if a.Addr == netip.MustParseAddr(vip) && plan.Newer(a, s.Addresses[last]) {
+							last = i
+						}
+					}
+					s.Addresses = slices.Delete(s.Addresses, last, last+1)
+				})
+				r.settle(2 * time.Minute)
+				r.on(vip, "eni-9")
+				r.end()
 			})
 		})
 	}

@@ -294,7 +294,7 @@ func TestSidecarStaysUp(t *testing.T) {
 		r.begin()
 		r.settle(10 * time.Minute)
 		r.readyIs(false, "10.0.1.80 on net1", "not authorized")
-		if n := r.count(); n < 4 || n > 6 {
+		if n := r.count(); n < 7 || n > 14 {
 			t.Errorf("%d calls in ten minutes", n)
 		}
 		allowed.Store(true)
