@@ -79,11 +79,16 @@ race: ## run the tests of the concurrent packages under the race detector (needs
 	  echo "SKIPPED: the race detector needs cgo and there is no C compiler ($$($(GO) env CC)); install gcc"; \
 	fi
 
+# Before Go 1.27 the end of the time may itself be reported as a failure (golang/go#75804): "context deadline exceeded" and no
+# input. A failing input is always written down, so its absence tells the two apart. Making inputs smaller is bounded, for
+# it would take all of so short a time.
 .PHONY: fuzz
 fuzz: ## fuzz every fuzz target for FUZZTIME (60s) each
-	@grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file func; do \
 	  echo "== $${func#func } in $$(dirname "$$file") for $(FUZZTIME)"; \
-	  $(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
+	  $(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1000x "$$(dirname "$$file")" 2>&1 | tee "$$log" || \
+	    { grep -qx '    context deadline exceeded' "$$log" && ! grep -q 'Failing input' "$$log" && echo "the time was over, and no input failed"; }; \
 	done
 
 # SOAK is how long the soak lasts, SOAK_SEED what it does.

@@ -15,10 +15,13 @@ import (
 // launcher stands between envtest, which does not tell the ids of the processes it starts, and a server: it writes the
 // process id down and becomes the server. It also answers envtest's question which flags exist, for which the server
 // would start once more (half a second); what it answers holds for every Kubernetes from 1.24 and etcd from 3.5.
+// Who gives a start up says so first and reads the process ids then: a launcher that is not seen sees that itself. The
+// file gets its name when it is whole, for an empty one would name no process.
 const launcher = `#!/bin/sh
 if [ "$1" = --help ]; then echo "  --unsafe-no-fsync"; exit 0; fi
+echo $$ >%[1]s/%[2]s.starting
+mv %[1]s/%[2]s.starting %[1]s/%[2]s.pid
 if [ -e %[1]s/stopped ]; then exit 1; fi
-echo $$ >%[1]s/%[2]s.pid
 exec %[3]s "$@"
 `
 
