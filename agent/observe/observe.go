@@ -38,9 +38,10 @@ func (Namespace) Snapshot(ctx context.Context) (plan.Snapshot, error) {
 	for range dumpTries {
 		var s plan.Snapshot
 		var consistent bool
+		taken := time.Now()
 		s, consistent, err = look()
 		if err == nil && consistent {
-			s.Stamp = stampNow()
+			s.Stamp, s.Taken = stampNow(), taken
 			return s, nil
 		}
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {

@@ -93,6 +93,8 @@ type Snapshot struct {
 	Heard time.Time
 	// Stamp is the CStamp that an address added at the time of the look would have; 0 when it is not known.
 	Stamp uint32
+	// Taken is when the look began: what it shows is not older.
+	Taken time.Time
 }
 
 // Age is how long before the look the address was added, by the kernel's clock; 0 when the look does not tell.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -16,9 +17,10 @@ import (
 const metricPrefix = "multus_ip_manager_agent_"
 
 // Buckets, in seconds. An EC2 call takes 100 ms to 2 s and may take 3 s; a takeover is one call in good times, and what waits out
-// throttling is told apart up to a minute.
+// throttling is told apart up to a minute. A single wait after throttling is at most 20 s.
 var (
 	callBuckets     = []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10}
+	throttleBuckets = []float64{0.1, 0.5, 1, 2.5, 5, 10, 20}
 	takeoverBuckets = []float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
 )
 
@@ -29,8 +31,9 @@ var (
 // every pod.
 type Metrics struct {
 	requests, lost, resyncs, metadataErrors *family
-	calls, takeovers                        *family
-	version                                 string
+	calls, throttled, takeovers             *family
+	version, goVersion                      string
+	started                                 time.Time
 
 	questions atomic.Pointer[questions]
 }
@@ -39,11 +42,14 @@ type Metrics struct {
 func NewMetrics(version string) *Metrics {
 	m := &Metrics{
 		version:        version,
-		requests:       newCounter("ec2_requests_total", "Requests to EC2, by operation and by EC2's error code (OK, timeout, unanswered).", "operation", "code"),
-		lost:           newCounter("addresses_lost_total", "Addresses that another ENI claimed after this agent did."),
-		resyncs:        newCounter("netlink_resyncs_total", "Times the kernel's events had to be subscribed to anew, by reason.", "reason"),
-		metadataErrors: newCounter("imds_errors_total", "Failures to read the instance's metadata."),
+		goVersion:      runtime.Version(),
+		started:        time.Now(),
+		requests:       newCounter("ec2_requests_total", "Requests to EC2, by operation and by EC2's error code, or OK, timeout or unanswered in its place.", "operation", "code"),
+		lost:           newCounter("addresses_lost_total", "Addresses that another ENI claimed after this agent did, counted each time."),
+		resyncs:        newCounter("netlink_resyncs_total", "Times that the kernel's events had to be subscribed to anew, by reason (overflow, error).", "reason"),
+		metadataErrors: newCounter("imds_errors_total", "Failures to read the instance's metadata (IMDS)."),
 		calls:          newHistogram("ec2_request_duration_seconds", "How long requests to EC2 took, by operation.", callBuckets, "operation"),
+		throttled:      newHistogram("ec2_throttle_wait_seconds", "How long the agent waits before it asks again because EC2 throttled a request, by the request's operation.", throttleBuckets, "operation"),
 		takeovers:      newHistogram("takeover_duration_seconds", "Time from the kernel's event of a new address to EC2's answer that it is assigned.", takeoverBuckets, "family"),
 	}
 	// An alert on an increase needs a value to increase from.
@@ -73,30 +79,55 @@ func (m *Metrics) EC2Call(operation, code string, d time.Duration) {
 	m.calls.observe(d.Seconds(), operation)
 }
 
+// ThrottleWait records how long the agent will wait because EC2 throttled a request, with the EC2 action of that request.
+func (m *Metrics) ThrottleWait(operation string, d time.Duration) {
+	m.throttled.observe(d.Seconds(), operation)
+}
+
 // Publish hands over the function that tells the present status: each scrape asks it for the gauges.
 func (m *Metrics) Publish(status StatusFunc) {
 	m.questions.Store(newQuestions(context.Background(), status))
 }
 
-// gauges are made anew for each scrape. While the status is not known the agent is not ready, and its addresses are left out.
+// gauges are made anew for each scrape, so that an ENI or an address that is gone leaves no series behind. While the status is not
+// known the agent is not ready, and its addresses are left out.
 func (m *Metrics) gauges(ctx context.Context) []*family {
 	ready := newGauge("ready", "1 when every address that the pod needs is routed to it.")
-	build := newGauge("build_info", "Always 1; the label tells the agent's version.", "version")
-	build.add(1, m.version)
-	addresses := newGauge("addresses", "The pod's addresses, by state and IP family.", "state", "family")
+	build := newGauge("build_info", "Always 1; the labels tell what runs.", "version", "go_version")
+	build.add(1, m.version, m.goVersion)
+	start := newGauge("start_time_seconds", "When the agent started, in seconds since 1970.")
+	start.add(float64(m.started.UnixMilli()) / 1e3)
 	s := m.present(ctx)
 	ready.add(0)
 	if s.Ready {
 		ready.add(1)
 	}
+	return []*family{ready, addresses(s), slotsFree(s), start, build}
+}
+
+// addresses counts the pod's addresses.
+func addresses(s Status) *family {
+	f := newGauge("addresses", "The pod's addresses, by state, IP family and ENI (empty while it is not known).", "state", "family", "eni")
 	for _, a := range s.Addresses {
 		family := familyOf(a.Address)
 		for _, state := range states() { // so that a graph shows a state falling to 0
-			addresses.add(0, state, family)
+			f.add(0, state, family, a.ENI)
 		}
-		addresses.add(1, a.State, family)
+		f.add(1, a.State, family, a.ENI)
 	}
-	return []*family{ready, addresses, build}
+	return f
+}
+
+// slotsFree tells of full ENIs. Only EC2's refusals tell an agent in a pod of them: how many addresses an ENI may have depends on the
+// instance's type, and nothing but one more kind of request, with a permission of its own, would tell.
+func slotsFree(s Status) *family {
+	f := newGauge("slots_free", "How many more addresses of the family the ENI takes: 0 while EC2 refuses more; no series while that is not known.", "eni", "family")
+	for _, a := range s.Addresses {
+		if a.State == StateWaiting && a.Fault == FaultFull {
+			f.add(0, a.ENI, familyOf(a.Address))
+		}
+	}
+	return f
 }
 
 // present is the present status, or an empty one when it cannot be told.
@@ -133,7 +164,7 @@ const (
 // ServeHTTP implements [http.Handler]: every metric, whatever is asked for.
 func (m *Metrics) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var b []byte
-	for _, f := range append(m.gauges(r.Context()), m.requests, m.calls, m.takeovers, m.lost, m.resyncs, m.metadataErrors) {
+	for _, f := range append(m.gauges(r.Context()), m.requests, m.calls, m.throttled, m.takeovers, m.lost, m.resyncs, m.metadataErrors) {
 		b = f.append(b)
 	}
 	w.Header().Set("Content-Type", textFormat)

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -70,11 +71,14 @@ func find(families map[string]*dto.MetricFamily, name string, values ...string) 
 // busy is an agent's metrics after some work.
 func busy() *Metrics {
 	m := NewMetrics("v1.2.3")
+	m.goVersion, m.started = "go1.26", time.UnixMilli(1_790_000_000_250)
 	m.Publish(fixed(sample()))
 	m.EC2Call("AssignPrivateIpAddresses", "OK", 120*time.Millisecond)
 	m.EC2Call("AssignPrivateIpAddresses", "RequestLimitExceeded", 40*time.Millisecond)
 	m.EC2Call("AssignPrivateIpAddresses", "RequestLimitExceeded", 50*time.Millisecond)
 	m.EC2Call("AssignIpv6Addresses", "timeout", 3*time.Second)
+	m.ThrottleWait("AssignPrivateIpAddresses", 400*time.Millisecond)
+	m.ThrottleWait("AssignPrivateIpAddresses", 12*time.Second)
 	m.Takeover("ipv4", 130*time.Millisecond)
 	m.Takeover("ipv6", 2*time.Minute)
 	m.Lost()
@@ -125,7 +129,7 @@ func TestMetricsFromTheStart(t *testing.T) {
 	if m := find(families, "ready"); m == nil || m.GetGauge().GetValue() != 0 {
 		t.Errorf("ready: %v", m)
 	}
-	if m := find(families, "build_info", "v1"); m.GetGauge().GetValue() != 1 {
+	if m := find(families, "build_info", "v1", runtime.Version()); m.GetGauge().GetValue() != 1 {
 		t.Errorf("build_info: %v", m)
 	}
 }
@@ -137,7 +141,7 @@ func TestMetricsGauges(t *testing.T) {
 		ready           float64
 		assigned, lost6 *float64
 	}{
-		"ready":     {fixed(Status{Ready: true, Addresses: []AddressStatus{{Address: "10.0.4.80", State: StateAssigned}}}), 1, ptr(1), nil},
+		"ready":     {fixed(Status{Ready: true, Addresses: []AddressStatus{{Address: "10.0.4.80", ENI: "eni-1", State: StateAssigned}}}), 1, ptr(1), nil},
 		"not ready": {fixed(sample()), 0, ptr(1), ptr(1)},
 		"unknown": {func(context.Context) (Status, error) {
 			return Status{Ready: true, Addresses: sample().Addresses}, errors.New("ending")
@@ -154,10 +158,51 @@ func TestMetricsGauges(t *testing.T) {
 					t.Errorf("%v: %v", values, m)
 				}
 			}
-			check(tt.assigned, StateAssigned, "ipv4")
-			check(tt.lost6, StateLost, "ipv6")
+			check(tt.assigned, StateAssigned, "ipv4", "eni-1")
+			check(tt.lost6, StateLost, "ipv6", "eni-2")
 		})
 	}
+}
+
+// An ENI is told to be full while an address waits for room on it, and no longer: neither the ENI's other family nor one that
+// waits for something else is.
+func TestMetricsOfAFullENI(t *testing.T) {
+	m := NewMetrics("v1")
+	addresses := []AddressStatus{
+		{Address: "10.0.4.80", ENI: "eni-1", State: StateWaiting, Fault: FaultFull},
+		{Address: "10.0.4.81", ENI: "eni-1", State: StateWaiting, Fault: FaultFull},
+		{Address: "2001:db8::9", ENI: "eni-1", State: StateWaiting, Fault: "throttled"},
+		{Address: "10.0.5.80", ENI: "eni-2", State: StateAssigned, Fault: FaultFull},
+	}
+	m.Publish(fixed(Status{Addresses: addresses}))
+	families := parse(t, scrape(t, m))
+	if free := find(families, "slots_free", "eni-1", "ipv4"); free == nil || free.GetGauge().GetValue() != 0 {
+		t.Errorf("the full ENI: %v", free)
+	}
+	if n := len(families[metricPrefix+"slots_free"].GetMetric()); n != 1 {
+		t.Errorf("%d series, want that of the full ENI alone", n)
+	}
+	if got := find(families, "addresses", StateWaiting, "ipv4", "eni-1").GetGauge().GetValue(); got != 2 {
+		t.Errorf("%v addresses wait", got)
+	}
+	m.Publish(fixed(Status{Addresses: addresses[3:]}))
+	families = parse(t, scrape(t, m))
+	if families[metricPrefix+"slots_free"] != nil || find(families, "addresses", StateWaiting, "ipv4", "eni-1") != nil {
+		t.Errorf("what is past is still told: %v", families)
+	}
+}
+
+// Each start of the agent is another time: that is how a restart is noticed.
+func TestMetricsTellTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		<-time.After(1500 * time.Millisecond) // a time that is no whole second
+		m := NewMetrics("v1")
+		want := float64(time.Now().UnixMilli()) / 1e3
+		<-time.After(time.Hour)
+		if got := find(parse(t, scrape(t, m)), "start_time_seconds").GetGauge().GetValue(); got != want {
+			t.Errorf("started at %v, want %v", got, want)
+		}
+	})
 }
 
 func ptr(v float64) *float64 { return &v }

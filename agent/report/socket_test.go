@@ -27,7 +27,7 @@ func sample() Status {
 		Version: "v1", Mode: "sidecar", Namespace: "telco", Pod: "amf-0", Started: at, Reason: "10.0.4.81 on net1 waits: throttled",
 		Addresses: []AddressStatus{
 			{Address: "10.0.4.80", Interface: "net1", ENI: "eni-1", Subnet: "subnet-1", Origin: OriginPod, State: StateAssigned, Since: at, Attempts: 1},
-			{Address: "10.0.4.81", Interface: "net1", ENI: "eni-1", Subnet: "subnet-1", Origin: OriginPod, State: StateWaiting, Reason: "throttled", Since: at, Attempts: 7},
+			{Address: "10.0.4.81", Interface: "net1", ENI: "eni-1", Subnet: "subnet-1", Origin: OriginPod, State: StateWaiting, Reason: "throttled", Fault: "throttled", Since: at, Attempts: 7},
 			{Address: "2001:db8::9", Interface: "net2", ENI: "eni-2", Origin: OriginFloating, State: StateLost, Holder: "eni-7", Since: at},
 		},
 		Waiting: []string{"metadata: no answer"},

@@ -20,6 +20,9 @@ const (
 	StateLost = "lost"
 )
 
+// FaultFull is the class of the fault that the ENI, or its subnet, has no room for another address.
+const FaultFull = "full"
+
 // Where an address is from.
 const (
 	// OriginPod: the address came with the pod.
@@ -43,6 +46,8 @@ type AddressStatus struct {
 	State string `json:"state"`
 	// Reason says in one sentence why the address is not routed to the pod.
 	Reason string `json:"reason,omitempty"`
+	// Fault is the class of the fault that is waited out, as package apply names it, [FaultFull] among them; empty in other states.
+	Fault string `json:"fault,omitempty"`
 	// Holder is the other ENI that holds the address, when it is lost or elsewhere.
 	Holder string `json:"holder,omitempty"`
 	// Since is when the state was entered.

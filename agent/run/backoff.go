@@ -16,12 +16,22 @@ const (
 	backoffCapFull     = 30 * time.Second
 )
 
+// Jitter gives a random duration from 0 to less than its argument. Nil draws from the process's own randomness.
+type Jitter func(time.Duration) time.Duration
+
+func (j Jitter) below(d time.Duration) time.Duration {
+	if j == nil {
+		return rand.N(d) //nolint:gosec // jitter needs no cryptography
+	}
+	return j(d)
+}
+
 // backoff counts the failures in a row and gives the pause after each: exponential with full jitter, because thousands of pods
 // may start at the same moment and must not come back at the same moment.
 type backoff struct{ failures int }
 
 // pause gives the next pause for a fault of this class.
-func (b *backoff) pause(class apply.Class) time.Duration {
+func (b *backoff) pause(jitter Jitter, class apply.Class) time.Duration {
 	var limit time.Duration
 	switch class {
 	case apply.Throttled, apply.Contested:
@@ -36,7 +46,14 @@ func (b *backoff) pause(class apply.Class) time.Duration {
 		ceiling = min(limit, backoffBase<<b.failures)
 	}
 	b.failures++
-	return rand.N(ceiling) + 1 //nolint:gosec // jitter needs no cryptography
+	return jitter.below(ceiling) + 1
+}
+
+// slowly gives the pause after so many failures that waiting alone does not mend: the first, doubled each time up to the most, and a quarter
+// longer or shorter.
+func slowly(jitter Jitter, failures int, first, most time.Duration) time.Duration {
+	d := min(first<<min(failures, 12), most)
+	return d*3/4 + jitter.below(d/2)
 }
 
 // sleep waits, or gives the reason why not.

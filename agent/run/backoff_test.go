@@ -20,7 +20,7 @@ func TestBackoffBounds(t *testing.T) {
 		for range 300 {
 			var b backoff
 			for n := range 100 {
-				d := b.pause(class)
+				d := b.pause(nil, class)
 				ceiling := limit
 				if n < 9 {
 					ceiling = min(limit, 100*time.Millisecond<<n)

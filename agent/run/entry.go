@@ -67,6 +67,9 @@ type entry struct {
 	// gone is when the address left the interface, zero while it is there. touched is true when a call for it was unanswered then.
 	gone    time.Time
 	touched bool
+	// missed is when a look right after EC2's answer showed that the address had left before, of which the news had not come yet; zero
+	// otherwise.
+	missed time.Time
 	// doubled is true when the address left because a neighbour on the link has it.
 	doubled bool
 

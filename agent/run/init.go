@@ -46,6 +46,8 @@ type Agent struct {
 	Connect func(ctx context.Context) (apply.EC2, error)
 	Routes  RouteWatch
 	Log     *slog.Logger
+	// Jitter spreads what many agents do.
+	Jitter Jitter
 }
 
 // errDeadline is the cause of a context that ended at the agent's deadline.
@@ -208,7 +210,7 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 			return nil, &report.Failure{Code: report.NoMetadata, Err: last}
 		}
 		log.tell("waiting for instance metadata", last)
-		if stop := sleep(ctx, b.pause(apply.Unanswered)); stop != nil {
+		if stop := sleep(ctx, b.pause(a.Jitter, apply.Unanswered)); stop != nil {
 			return nil, a.stopped(stop, report.NoMetadata, last)
 		}
 	}
@@ -373,7 +375,7 @@ func (a *Agent) connect(ctx context.Context, try func() (apply.EC2, error)) (app
 		}
 		last = telling(ctx, last, err)
 		log.tell("waiting for the AWS configuration", last)
-		if stop := sleep(ctx, b.pause(apply.Unanswered)); stop != nil {
+		if stop := sleep(ctx, b.pause(a.Jitter, apply.Unanswered)); stop != nil {
 			return nil, a.stopped(stop, report.NoMetadata, last)
 		}
 		try = func() (apply.EC2, error) { return a.Connect(ctx) }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -126,7 +125,7 @@ func (l *loop) run(ctx context.Context) error {
 		defer t.Stop()
 		deadline = t.C
 	}
-	tick := time.NewTimer(nextTick())
+	tick := time.NewTimer(l.nextTick())
 	due := time.NewTimer(never)
 	defer func() { tick.Stop(); due.Stop() }()
 	for {
@@ -141,7 +140,7 @@ func (l *loop) run(ctx context.Context) error {
 			step = func() {}
 		case <-tick.C:
 			step = l.tick
-			tick.Reset(nextTick())
+			tick.Reset(l.nextTick())
 		case <-deadline:
 			step = l.deadline
 		}
@@ -157,16 +156,7 @@ func (l *loop) run(ctx context.Context) error {
 	}
 }
 
-func nextTick() time.Duration {
-	return tickEvery - tickJitter + rand.N(2*tickJitter) //nolint:gosec // jitter needs no cryptography
-}
-
-// slowly gives the pause after so many failures that waiting alone does not mend: the first, doubled each time up to the most, and a quarter
-// longer or shorter.
-func slowly(failures int, first, most time.Duration) time.Duration {
-	d := min(first<<min(failures, 12), most)
-	return d*3/4 + rand.N(d/2) //nolint:gosec // jitter needs no cryptography
-}
+func (l *loop) nextTick() time.Duration { return tickEvery - tickJitter + l.Jitter.below(2*tickJitter) }
 
 // deadline ends an agent that was not ready in time.
 func (l *loop) deadline() {
@@ -340,6 +330,9 @@ func (l *loop) meet(d plan.Decision, first bool) {
 		e.press(now)
 	}
 	e.gone, e.link = time.Time{}, d.Address.Link.Name
+	if l.snapshot.Taken.After(e.missed) {
+		e.missed = time.Time{}
+	}
 	l.place(e, d, now)
 }
 
@@ -406,7 +399,8 @@ func (l *loop) place(e *entry, d plan.Decision, now time.Time) {
 // leave takes in that an address has left its interface.
 func (l *loop) leave(e *entry) {
 	e.gone = time.Now()
-	e.touched = e.busy || e.claim.Unsure() || e.claim.Owed()
+	e.touched = e.busy || e.claim.Unsure() || e.claim.Owed() || !e.missed.IsZero()
+	e.missed = time.Time{}
 	e.looks, e.doubt, e.doubled = nil, "", l.dadFailed(e.addr)
 	l.Log.Debug("address has left the interface", "address", e.addr, "interface", e.link, "eni", e.decision.ENI.ID)
 }
@@ -566,8 +560,28 @@ func (l *loop) attempt(eni string, es []*entry) {
 	limit := stuckAfter + time.Duration(len(claims))*10*time.Second
 	l.start("an attempt on "+eni, limit, func(ctx context.Context) func() {
 		outcomes := applier.Attempt(ctx, eni, subnet, claims)
-		return func() { l.settled(eni, outcomes, sent) }
+		answered := time.Now()
+		left := l.left(claims)
+		return func() { l.settled(eni, outcomes, sent, answered, left) }
 	})
+}
+
+// left looks which of the addresses are on no interface, right after a call for them was answered: news of a removal may come later than
+// the answer to a call that ended after it. The times are when that was seen.
+func (l *loop) left(claims []apply.Claim) map[netip.Addr]time.Time {
+	s, err := l.Follow.Snapshot(l.life)
+	if err != nil {
+		l.Log.Debug("cannot look whether addresses left while EC2 was asked", "error", err)
+		return nil
+	}
+	left := map[netip.Addr]time.Time{}
+	for _, c := range claims {
+		left[c.Addr] = s.Taken
+	}
+	for _, a := range s.Addresses {
+		delete(left, a.Addr)
+	}
+	return left
 }
 
 func (l *loop) applier() *apply.Applier {
@@ -575,10 +589,9 @@ func (l *loop) applier() *apply.Applier {
 }
 
 // settled takes in what came of an attempt.
-func (l *loop) settled(eni string, outcomes []apply.Outcome, sent time.Time) {
+func (l *loop) settled(eni string, outcomes []apply.Outcome, sent, answered time.Time, left map[netip.Addr]time.Time) {
 	delete(l.lanes, eni)
-	now := time.Now()
-	b := batch{eni: eni, sent: sent, now: now, pauses: map[pace]time.Duration{}}
+	b := batch{eni: eni, sent: sent, now: answered, jitter: l.Jitter, pauses: map[pace]time.Duration{}}
 	for _, o := range outcomes {
 		e := l.addresses[o.Claim.Addr]
 		e.busy = false
@@ -586,14 +599,17 @@ func (l *loop) settled(eni string, outcomes []apply.Outcome, sent time.Time) {
 		case !e.here():
 			e.claim, e.renewed = o.Claim, false
 			e.touched = o.Verdict == apply.Done || o.Claim.Unsure() || o.Claim.Owed()
-			e.due = now
+			e.due = answered
 		case e.renewed:
 			// The outcome is about an addition that is over; the present one is a claim of its own.
 			e.renewed = false
 			e.claim = e.fresh().Renewed(o.Claim)
-			e.due = now
+			e.due = answered
 		default:
 			e.claim = o.Claim
+			if o.Verdict == apply.Done {
+				e.missed = left[o.Claim.Addr]
+			}
 			l.take(e, o, &b)
 		}
 	}
@@ -605,6 +621,7 @@ func (l *loop) settled(eni string, outcomes []apply.Outcome, sent time.Time) {
 type batch struct {
 	eni       string
 	sent, now time.Time
+	jitter    Jitter
 	// pauses are chosen once for each pace, so that claims that failed together are tried together.
 	pauses map[pace]time.Duration
 	// waiting are the claims that wait for fault, the one of them that is told.
@@ -619,21 +636,22 @@ type pace struct {
 	slow  bool
 }
 
-// wait puts off the next attempt of an entry.
-func (b *batch) wait(e *entry, p pace) {
-	pause, chosen := b.pauses[p]
-	if !chosen {
+// wait puts off the next attempt of an entry. It tells how long, and whether that was chosen now.
+func (b *batch) wait(e *entry, p pace) (pause time.Duration, chosen bool) {
+	pause, before := b.pauses[p]
+	if !before {
 		next := e.backoff
-		if pause = next.pause(p.class); p.slow {
-			pause = slowly(e.backoff.failures, slowRetry, slowCap)
+		if pause = next.pause(b.jitter, p.class); p.slow {
+			pause = slowly(b.jitter, e.backoff.failures, slowRetry, slowCap)
 			if p.class == apply.Refused {
-				pause = slowly(e.backoff.failures, refusedRetry, refusedCap)
+				pause = slowly(b.jitter, e.backoff.failures, refusedRetry, refusedCap)
 			}
 		}
 		b.pauses[p] = pause
 	}
 	e.backoff.failures++
 	e.due = b.now.Add(pause)
+	return pause, !before
 }
 
 // note remembers what is waited for, to be told once for all claims.
@@ -709,6 +727,8 @@ func (l *loop) wait(e *entry, err error, b *batch) {
 		return
 	}
 	class := apply.ClassOf(err)
+	var call *apply.OpError
+	throttled := errors.As(err, &call) && call.Class == apply.Throttled
 	if blocked := l.Routes.Blocked(); blocked != nil && !e.claim.Owed() {
 		err = &report.Failure{Code: report.NoRoute, Err: blocked}
 	}
@@ -717,7 +737,9 @@ func (l *loop) wait(e *entry, err error, b *batch) {
 	if e.origin == added && class != apply.Full {
 		p.class = apply.Unanswered // a takeover waits two seconds at most
 	}
-	b.wait(e, p)
+	if pause, chosen := b.wait(e, p); throttled && chosen {
+		l.Meter.ThrottleWait(call.Op, pause)
+	}
 	b.note("waiting to try again", e.claim, err)
 	if class == apply.Gone {
 		l.readAgain(e.decision.Address.Link.MAC)
@@ -774,7 +796,7 @@ func (l *loop) undo(e *entry) {
 			if e.renewed {
 				e.renewed, e.due = false, time.Now()
 			} else if err != nil {
-				e.due = time.Now().Add(e.backoff.pause(apply.ClassOf(err)))
+				e.due = time.Now().Add(e.backoff.pause(l.Jitter, apply.ClassOf(err)))
 				e.log.tell("cannot take it back", err, "eni", eni)
 			}
 		}

@@ -44,7 +44,7 @@ func (l *loop) reachEC2() {
 		}
 		l.post(func() { l.trouble[configTrouble] = reason })
 		log.tell("waiting for the AWS configuration", reason)
-		if sleep(l.life, b.pause(apply.Unanswered)) != nil {
+		if sleep(l.life, b.pause(l.Jitter, apply.Unanswered)) != nil {
 			return
 		}
 	}
@@ -120,13 +120,13 @@ func (l *loop) askMetadata(ctx context.Context, c plan.Candidates, macs []string
 		if !errors.Is(err, locate.ErrHopLimit) {
 			hops = 0
 		}
-		pause := b.pause(apply.Unanswered)
+		pause := b.pause(l.Jitter, apply.Unanswered)
 		var reason error = &report.Failure{Code: report.NoMetadata, Err: err}
 		if lasting := lastingFault(err); lasting != nil {
 			reason = lasting
 		}
 		if report.CodeOf(reason) != report.NoMetadata || hops >= hopLimitTries || errors.Is(err, locate.ErrDisabled) {
-			pause = slowly(0, refusedRetry, slowCap)
+			pause = slowly(l.Jitter, 0, refusedRetry, slowCap)
 		}
 		if blocked := l.Routes.Blocked(); blocked != nil {
 			reason = &report.Failure{Code: report.NoRoute, Err: blocked}

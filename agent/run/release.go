@@ -71,7 +71,7 @@ func (l *loop) drain(limit time.Duration) {
 func (l *loop) settleOpen(limit time.Duration) {
 	owed := map[string][]*entry{}
 	for _, e := range l.addresses {
-		if (e.claim.Owed() || !e.here() && e.touched) && !e.busy {
+		if (e.claim.Owed() || !e.here() && e.touched || !e.missed.IsZero()) && !e.busy {
 			owed[e.claim.ENI] = append(owed[e.claim.ENI], e)
 		}
 	}
@@ -89,7 +89,9 @@ func (l *loop) settleOpen(limit time.Duration) {
 			on := slices.ContainsFunc(now.Addresses, func(a plan.Address) bool { return a.Addr == e.addr })
 			switch {
 			case e.here() && (err != nil || on):
-				claims = append(claims, e.claim)
+				if e.claim.Owed() {
+					claims = append(claims, e.claim)
+				}
 				continue
 			case err != nil || on:
 				continue

@@ -34,6 +34,8 @@ type Meter interface {
 	Lost()
 	// Resync is told why the kernel's events had to be subscribed to anew.
 	Resync(reason string)
+	// ThrottleWait is told how long the agent will wait because EC2 throttled a request, with the request's action.
+	ThrottleWait(action string, d time.Duration)
 	// MetadataError is told of each failure to read metadata.
 	MetadataError()
 }

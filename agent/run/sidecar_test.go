@@ -203,6 +203,85 @@ func TestUndo(t *testing.T) {
 	}
 }
 
+// Rule 6 also holds when the news of the removal comes after the answer to the call that was under way; and rule 2, when the address leaves
+// after it.
+func TestUndoWhenTheNewsIsLate(t *testing.T) {
+	for name, c := range map[string]struct {
+		left time.Duration
+		on   string
+	}{
+		"left before the answer": {left: 995 * time.Millisecond},
+		"left after the answer":  {left: 1005 * time.Millisecond, on: eni1.ID},
+	} {
+		for _, addr := range []string{vip, vip6} {
+			t.Run(name+" "+addr, func(t *testing.T) {
+				in(t, func(t *testing.T) {
+					r := following(t, nil)
+					r.kernel.late = 20 * time.Millisecond
+					r.table.after = func(_ context.Context, op, _ string, _ []netip.Addr) error {
+						if strings.HasPrefix(op, "assign") {
+							pass(980 * time.Millisecond)
+						}
+						return nil
+					}
+					r.kernel.add(net1, addr)
+					r.settle(c.left)
+					r.kernel.remove(net1, addr)
+					r.settle(time.Minute)
+					r.on(addr, c.on)
+					r.end()
+				})
+			})
+		}
+	}
+}
+
+// Rule 2: an address that left before the answer and came back is a claim of its own, and its removal alone releases nothing.
+func TestMissedIsOver(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := following(t, nil)
+		r.table.after = func(_ context.Context, op, _ string, _ []netip.Addr) error {
+			if strings.HasPrefix(op, "assign") {
+				pass(980 * time.Millisecond)
+			}
+			return nil
+		}
+		r.kernel.add(net1, vip)
+		r.settle(975 * time.Millisecond)
+		r.kernel.late = time.Hour // one piece of news will tell of both changes
+		r.kernel.remove(net1, vip)
+		r.settle(10 * time.Millisecond)
+		r.kernel.late = 0
+		r.kernel.add(net1, vip)
+		r.settle(10 * time.Second)
+		r.on(vip, eni1.ID)
+		r.kernel.remove(net1, vip)
+		r.settle(time.Minute)
+		r.on(vip, eni1.ID)
+		r.end()
+	})
+}
+
+// The same when the agent is told to stop before the news comes.
+func TestUndoOfWhatLeftUnheard(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := following(t, nil)
+		r.kernel.late = 20 * time.Millisecond
+		r.table.after = func(_ context.Context, op, _ string, _ []netip.Addr) error {
+			if strings.HasPrefix(op, "assign") {
+				pass(980 * time.Millisecond)
+			}
+			return nil
+		}
+		r.kernel.add(net1, vip)
+		r.settle(995 * time.Millisecond)
+		r.kernel.remove(net1, vip)
+		r.settle(10 * time.Millisecond)
+		r.end()
+		r.on(vip, "")
+	})
+}
+
 // The same address on another pod's ENI is not touched by the undoing.
 func TestUndoTakesNothing(t *testing.T) {
 	in(t, func(t *testing.T) {
@@ -269,8 +348,13 @@ func TestRetryYields(t *testing.T) {
 		}
 		r.kernel.add(net1, vip)
 		r.settle(10 * time.Second)
-		r.state(vip, report.StateWaiting)
+		if a := r.state(vip, report.StateWaiting); a.Fault != "throttled" {
+			t.Errorf("the status says the fault is %q, want throttled", a.Fault)
+		}
 		r.readyIs(false, vip, "slow down")
+		if n := len(r.meter.throttled); n < 4 || r.meter.throttled[n-1] != "assign4 true" {
+			t.Errorf("waits for EC2's throttling: %v, want one for each attempt", r.meter.throttled)
+		}
 		r.table.move(vip, "eni-9")
 		calm.Store(true)
 		r.settle(5 * time.Minute)
@@ -396,6 +480,9 @@ func TestNewestFirst(t *testing.T) {
 		}
 		r.kernel.add(net1, "10.0.1.201")
 		r.settle(2 * time.Minute)
+		if a := r.state("10.0.1.201", report.StateWaiting); a.Fault != report.FaultFull {
+			t.Errorf("the status says the fault is %q, want %q", a.Fault, report.FaultFull)
+		}
 		r.kernel.add(net1, vip)
 		r.settle(0)
 		r.on(vip, eni1.ID)

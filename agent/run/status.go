@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 
+	"multus-ip-manager.io/agent/apply"
 	"multus-ip-manager.io/agent/report"
 )
 
@@ -44,6 +45,10 @@ func (l *loop) status() report.Status {
 		a := report.AddressStatus{
 			Address: e.addr.String(), Interface: e.link, ENI: e.decision.ENI.ID, Subnet: e.decision.ENI.SubnetID,
 			Origin: report.OriginFloating, State: e.state, Holder: e.holder, Since: e.since, Attempts: e.attempts,
+		}
+		var call *apply.OpError
+		if e.state == report.StateWaiting && errors.As(e.reason, &call) {
+			a.Fault = call.Class.String()
 		}
 		if e.pod {
 			a.Origin = report.OriginPod

@@ -73,7 +73,7 @@ func (w *worker) settle(ctx, waiting context.Context, claims []apply.Claim, pace
 			return nil, nil
 		}
 		log.tell("waiting to try again", last, "addresses", claimed(claims))
-		if err := sleep(waiting, b.pause(pace(last))); err != nil {
+		if err := sleep(waiting, b.pause(w.Jitter, pace(last))); err != nil {
 			return claims, last
 		}
 		if apply.ClassOf(last) == apply.Gone {

@@ -173,6 +173,8 @@ type kernel struct {
 	inUse    map[netip.Addr]string
 	inUseErr error
 	stamp    uint32
+	// late is how long the news of a change takes.
+	late time.Duration
 }
 
 func newKernel(s plan.Snapshot) *kernel {
@@ -194,7 +196,7 @@ func (k *kernel) Snapshot(context.Context) (plan.Snapshot, error) {
 func (k *kernel) copy() plan.Snapshot {
 	s := k.snapshot
 	s.Links, s.Addresses = slices.Clone(s.Links), slices.Clone(s.Addresses)
-	s.Stamp = k.now()
+	s.Stamp, s.Taken = k.now(), time.Now()
 	return s
 }
 
@@ -225,11 +227,17 @@ func (k *kernel) change(how func(*plan.Snapshot)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	how(&k.snapshot)
-	if k.deliver != nil {
-		s := k.copy()
-		s.Heard = time.Now()
-		k.deliver(s)
+	if k.deliver == nil {
+		return
 	}
+	s := k.copy()
+	s.Heard = time.Now().Add(k.late)
+	if k.late == 0 {
+		k.deliver(s)
+		return
+	}
+	deliver := k.deliver
+	time.AfterFunc(k.late, func() { deliver(s) })
 }
 
 func (k *kernel) add(l plan.Link, addrs ...string) {
@@ -258,6 +266,7 @@ type count struct {
 	takeovers []time.Duration
 	lost      int
 	resyncs   []string
+	throttled []string
 }
 
 func (c *count) Takeover(_ string, d time.Duration) {
@@ -273,6 +282,12 @@ func (c *count) Lost() {
 }
 func (c *count) Resync(reason string) { c.resyncs = append(c.resyncs, reason) }
 func (c *count) MetadataError()       {}
+
+func (c *count) ThrottleWait(action string, d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.throttled = append(c.throttled, fmt.Sprintf("%s %t", action, d > 0))
+}
 
 // scene is a sidecar with its surroundings.
 type scene struct {

@@ -131,7 +131,7 @@ func clusterRows() []Row {
 			"map an interface with a MAC of its own (macvlan) to the attached network interface of its subnet", every("false"), parseBool,
 			func(a *Agent, v bool) { a.MapBySubnet = v }).boolean(),
 		parsed("metrics-port", "metrics-port", "a port from 1024 to 65535, or 0 for none",
-			"port at which a sidecar serves Prometheus metrics, on all of the pod's addresses", every("0"), parsePort,
+			"port at which a sidecar serves Prometheus metrics, on the pod's own addresses (status.podIPs) and not on those of its networks", every("0"), parsePort,
 			func(a *Agent, v int) { a.MetricsPort = v }),
 		parsed("termination-log", "termination-log", "a file name, or - for none",
 			"file that receives the one-line termination message", every(DefaultTerminationLog),
