@@ -162,12 +162,12 @@ func (k claim) overrules(r *Record, later claim) bool {
 // cleanly tells whether a claim whose address has left was settled before that: all its calls were answered, and none was without a usable
 // answer after which no good one came.
 func (k claim) cleanly(r *Record) bool {
-	sure, heard := true, k.removed+r.KernelDelay
+	sure := true
 	for _, c := range r.callsOf(k.pod, k.run, k.addr, k.at, min(k.next, k.removed)) {
 		switch {
 		case c.Op == holders:
-			sure = sure || c.Got == nil && c.Answered <= heard && c.Held[k.addr] == k.eni
-		case c.Answered > heard || c.Answered < 0:
+			sure = sure || c.Got == nil && c.Answered <= k.removed && c.Held[k.addr] == k.eni
+		case c.Answered > k.removed || c.Answered < 0:
 			return false
 		case c.Got == nil:
 			sure = !r.Mute || c.Op != assign4

@@ -41,6 +41,7 @@
 //
 // # Replay
 //
-// A run's script and the fate of each call depend on its seed alone. The agent's own jitter does not: math/rand/v2 cannot be seeded. A
-// failing run is shown with its whole trace; playing its seed again meets the same fault mostly, not surely, so -again plays it many times.
+// A run's script, the fate of each call and the agents' jitter depend on its seed alone. What is left to chance is the order in which
+// goroutines and maps are served at one and the same instant, so a failing run, which is shown with its whole trace, is played again
+// up to -again times.
 package sim

@@ -121,7 +121,7 @@ func (p *Pod) change(addr netip.Addr, on bool) {
 // snapshot is a look at the kernel; the caller has the lock.
 func (p *Pod) snapshot() plan.Snapshot {
 	own := plan.Link{Index: 2, Name: "eth0", MAC: "ee:00:00:00:00:01", Kind: "veth"}
-	s := plan.Snapshot{Links: []plan.Link{{Index: 1, Name: "lo", Loopback: true}, own, p.link()}, Stamp: p.stamp()}
+	s := plan.Snapshot{Links: []plan.Link{{Index: 1, Name: "lo", Loopback: true}, own, p.link()}, Stamp: p.stamp(), Taken: time.Now()}
 	s.Addresses = append(s.Addresses, plan.Address{Addr: podIP, Bits: 32, Link: own})
 	for _, a := range p.on {
 		s.Addresses = append(s.Addresses, a)
@@ -138,6 +138,8 @@ type Handle struct {
 	run  int
 	wake chan struct{}
 	dead atomic.Bool
+	// drawn counts the random numbers that the agent was given.
+	drawn atomic.Int64
 	// The agent's life: from start, told to stop at, and dead at, which are negative as long as they did not happen.
 	started, stopped, died time.Duration
 	cancel                 context.CancelFunc
@@ -292,6 +294,9 @@ func (h *Handle) Lost() {}
 // Resync implements [run.Meter].
 func (h *Handle) Resync(string) {}
 
+// ThrottleWait implements [run.Meter].
+func (h *Handle) ThrottleWait(string, time.Duration) {}
+
 // MetadataError implements [run.Meter].
 func (h *Handle) MetadataError() {}
 
@@ -318,6 +323,7 @@ func (p *Pod) start() {
 			Observe: h, Locate: h, Routes: h,
 			Connect: func(context.Context) (apply.EC2, error) { return h, nil },
 			Log:     slog.New(&traceHandler{h: h}),
+			Jitter:  h.jitter,
 		},
 		Follow: h, List: h, Meter: h,
 		Publish: func(f func(context.Context) (report.Status, error)) { h.status = f },
@@ -326,6 +332,12 @@ func (p *Pod) start() {
 		defer close(h.ended)
 		h.err = s.Run(ctx)
 	}()
+}
+
+// jitter implements [run.Jitter]: random, and the same each time the run is played.
+func (h *Handle) jitter(below time.Duration) time.Duration {
+	n := int(h.drawn.Add(1))
+	return time.Duration(mix(h.pod.w.Seed, "jitter", h.pod.index, h.run, n) % uint64(below)) //nolint:gosec // positive
 }
 
 func networkStatusOf(came []netip.Addr) string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,6 +33,8 @@ type options struct {
 }
 
 const (
+	// pressed is how long after a failed call the claim that it was for may still be pressed: longer than any pause of a takeover.
+	pressed = 5 * time.Second
 	// settled is how long after a round EC2 may take to have every address where it belongs.
 	settled = 45 * time.Second
 	// calm is how long nothing may move at the end: longer than the looks that follow a takeover.
@@ -53,9 +56,12 @@ type member struct {
 type vip struct {
 	prefix netip.Prefix
 	owner  *member // who added it last
-	// unsure is set when the owner's agent crashed since: it may never have claimed the address, and must not claim it after its
-	// restart.
+	// unsure is set when it is not certain where the address must be. The owner's agent crashed since: it may never have claimed the
+	// address, and must not claim it after its restart. Or another claim was not settled yet when the owner made its own: then EC2 must
+	// settle on one of the two.
 	unsure bool
+	// doubted is when two claims were last so close.
+	doubted time.Time
 }
 
 type run struct {
@@ -70,6 +76,7 @@ type run struct {
 	moves   int
 	crashes int
 	faults  int
+	sure    int // addresses that were where they had to be without being added once more
 }
 
 // soak runs to the end, or to the first thing that is wrong.
@@ -131,7 +138,7 @@ func (r *run) begin() error {
 	for i := range r.Pods {
 		own := []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.0.4.%d/22", 80+i)), netip.MustParsePrefix(fmt.Sprintf("fd50:0:0:4::%d/64", 80+i))}
 		p, err := r.world.AddPod(world.PodSpec{Name: fmt.Sprintf("pod-%d", i), Namespace: "telco", Node: []string{"one", "two"}[i%2],
-			Networks: []world.Network{{ENI: 1, Addresses: own}}})
+			Networks: []world.Network{{ENI: 1 + i/2%2, Addresses: own}}})
 		if err != nil {
 			return err
 		}
@@ -172,12 +179,46 @@ func (r *run) add(v *vip, m *member) error {
 	if err != nil {
 		return err
 	}
-	v.owner, v.unsure = m, false
+	r.claimed(v, m)
 	r.moves++
 	if slices.Contains(had, v.prefix) {
 		return m.pod.Flap(link, v.prefix, 1)
 	}
 	return m.pod.AddAddrs(link, v.prefix)
+}
+
+// claimed notes a claim that is about to be made.
+func (r *run) claimed(v *vip, m *member) {
+	if v.owner != nil && !r.decided(v) {
+		v.doubted = time.Now()
+	}
+	v.owner, v.unsure = m, time.Since(v.doubted) < pressed
+}
+
+// decided tells whether all claims of an address so far are settled: EC2 has it where it was claimed last, the agent there knows that, and
+// no other one presses a claim still.
+func (r *run) decided(v *vip) bool {
+	addr, at := v.prefix.Addr(), v.owner.pod.ENI(link)
+	if h, _ := r.cloud.Holder(addr); h.ENI != at {
+		return false
+	}
+	last := map[string]bool{} // the ENIs whose last assignment was seen
+	for _, c := range slices.Backward(r.cloud.Journal()) {
+		if !slices.Contains(c.Addresses, addr.String()) {
+			continue
+		}
+		if !c.Done() {
+			return false
+		}
+		if last[c.ENI] || !strings.HasPrefix(c.Action, "Assign") {
+			continue
+		}
+		last[c.ENI] = true
+		if c.Status != http.StatusOK && (c.ENI == at || time.Since(c.End) < pressed) {
+			return false
+		}
+	}
+	return true
 }
 
 // drop takes an address from a pod's interface if it is there.
@@ -294,7 +335,7 @@ func (r *run) bounce(m *member) error {
 		// Whoever has an address added to its interface has claimed it.
 		for _, v := range r.vips {
 			if v.prefix == p {
-				v.owner, v.unsure = m, false
+				r.claimed(v, m)
 			}
 		}
 	}
@@ -360,14 +401,16 @@ func (r *run) settle() (time.Duration, error) {
 			return 0, err
 		}
 		if v.unsure || !slices.Contains(had, v.prefix) {
-			// Its owner's agent has to see it being added, which it may not have.
+			// Its owner's agent has to see it being added, which it may not have, and nobody else may press a claim.
 			if err := r.ready(ctx, v.owner); err != nil {
 				return 0, err
 			}
 			if err := r.add(v, v.owner); err != nil {
 				return 0, err
 			}
+			continue
 		}
+		r.sure++
 	}
 	for a, m := range r.truth() {
 		if err := r.record.WaitHolder(ctx, a, m.pod.ENI(link)); err != nil {
@@ -476,8 +519,8 @@ func (r *run) released() error {
 			}
 		}
 	}
-	r.say("done: %d moves, %d crashes, %d faults, %d EC2 calls; EC2 and the interfaces agree, the agents have not grown", r.moves, r.crashes, r.faults,
-		r.cloud.Calls())
+	r.say("done: %d moves, %d crashes, %d faults, %d EC2 calls; EC2 and the interfaces agree (%d times without adding an address once more), the agents have not grown",
+		r.moves, r.crashes, r.faults, r.cloud.Calls(), r.sure)
 	return nil
 }
 
