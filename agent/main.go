@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -160,6 +161,7 @@ func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
 			stopMetrics()
 			p.client.close()
 		},
+		Tidy: debug.FreeOSMemory, // every pod's agent rests for most of its life, and what it holds then counts
 		Publish: func(status report.StatusFunc) {
 			named := func(ctx context.Context) (report.Status, error) {
 				s, err := status(ctx)

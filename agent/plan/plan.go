@@ -19,6 +19,8 @@ type Candidates struct {
 	Own []Address
 	// Skipped are left alone whatever ENIs there are.
 	Skipped []Decision
+
+	own map[int]bool // the pod's own interfaces
 }
 
 // All gives Wanted and Own together.
@@ -26,14 +28,13 @@ func (c Candidates) All() []Address { return slices.Concat(c.Wanted, c.Own) }
 
 // Sort makes the Candidates of a snapshot.
 func Sort(s Snapshot, r Rules) Candidates {
-	var c Candidates
-	own := ownLinks(s, r.PodIPs)
+	c := Candidates{own: ownLinks(s, r.PodIPs), Wanted: make([]Address, 0, len(s.Addresses))}
 	for _, a := range sorted(s.Addresses) {
 		reason, unwanted := unwanted(a, r)
 		switch {
 		case unwanted:
 			c.Skipped = append(c.Skipped, Decision{Address: a, Reason: reason})
-		case own[a.Link.Index] && a.Link.Kind == "veth":
+		case c.own[a.Link.Index] && a.Link.Kind == "veth":
 			c.Own = append(c.Own, a)
 		default:
 			c.Wanted = append(c.Wanted, a)
@@ -61,15 +62,17 @@ func unwanted(a Address, r Rules) (Reason, bool) {
 	return "", false
 }
 
-// Make plans for every address of the snapshot. ENIs must hold those whose MACs the snapshot shows, the primary ENI (its
-// subnet is the VPC CNI's), and, when a foreign MAC is among the wanted addresses, all others.
-func Make(s Snapshot, enis []ENI, r Rules) Plan {
-	var p Plan
-	c := Sort(s, r)
-	p.Skipped = c.Skipped
-	own, cni := ownLinks(s, r.PodIPs), cniSubnets(enis, r)
-	for _, a := range c.All() {
-		d := decide(a, own[a.Link.Index], enis, r)
+// Make plans for every address of the snapshot; see [Candidates.Plan].
+func Make(s Snapshot, enis []ENI, r Rules) Plan { return Sort(s, r).Plan(enis, r) }
+
+// Plan plans for every address of a snapshot, by the rules that its candidates were sorted by. ENIs must hold those whose MACs the
+// snapshot shows, the primary ENI (its subnet is the VPC CNI's), and, when a foreign MAC is among the wanted addresses, all others.
+func (c Candidates) Plan(enis []ENI, r Rules) Plan {
+	all := c.All()
+	p := Plan{Skipped: c.Skipped, Assign: make([]Decision, 0, len(all))}
+	cni := cniSubnets(enis, r)
+	for _, a := range all {
+		d := decide(a, c.own[a.Link.Index], enis, r)
 		d.CheckHolder = d.Reason == ReasonWanted && (cni == nil || cni[d.ENI.SubnetID])
 		d.CheckENI = d.CheckHolder && d.ENI.DeviceIndex != 0
 		switch d.Reason {
@@ -182,7 +185,7 @@ func ownLinks(s Snapshot, podIPs []netip.Addr) map[int]bool {
 // place only, and two calls would fight. Several interfaces on one ENI are no conflict, but need one call only; nor is one
 // address with two prefix lengths on one interface, which the kernel allows in IPv4.
 func dropDuplicates(assign, skipped []Decision) (kept, rest []Decision) {
-	latest := map[netip.Addr]int{}
+	latest := make(map[netip.Addr]int, len(assign))
 	for i, d := range assign {
 		if l, ok := latest[d.Address.Addr]; !ok || Newer(d.Address, assign[l].Address) {
 			latest[d.Address.Addr] = i
@@ -194,7 +197,8 @@ func dropDuplicates(assign, skipped []Decision) (kept, rest []Decision) {
 			skipped = append(skipped, d)
 			continue
 		}
-		kept = append(kept, d)
+		assign[len(kept)] = d
+		kept = assign[:len(kept)+1]
 	}
 	return kept, skipped
 }
@@ -224,7 +228,9 @@ func Foreign(wanted []Address, enis []ENI) []Address {
 func (l Link) SharesMAC() bool { return l.Kind == "ipvlan" || l.Kind == "device" }
 
 func sorted(addrs []Address) []Address {
-	return slices.SortedFunc(slices.Values(addrs), func(a, b Address) int {
+	addrs = slices.Clone(addrs)
+	slices.SortFunc(addrs, func(a, b Address) int {
 		return cmp.Or(cmp.Compare(a.Link.Index, b.Link.Index), a.Addr.Compare(b.Addr), cmp.Compare(a.Bits, b.Bits), cmp.Compare(a.CStamp, b.CStamp))
 	})
+	return addrs
 }

@@ -97,7 +97,7 @@ func (a *Agent) Init(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p := plan.Make(snapshot, enis, rules)
+	p := candidates.Plan(enis, rules)
 	a.tell(ctx, p)
 	if len(p.Assign) == 0 && len(p.Refused) == 0 {
 		a.Log.Info("no address to assign", "routed", len(p.Routed), "skipped", len(p.Skipped))

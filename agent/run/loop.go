@@ -80,6 +80,7 @@ type loop struct {
 	foreign   map[string]*foreignMAC
 	started   time.Time
 	ready     bool // was ready once
+	worked    bool // since the last tick
 	fatal     error
 	stopping  bool
 }
@@ -208,7 +209,7 @@ func (l *loop) look(s plan.Snapshot) {
 	if first {
 		l.want = l.expectation()
 	}
-	l.snapshot, l.looked = s, true
+	l.snapshot, l.looked, l.worked = s, true, true
 	if first {
 		l.noteOrigin()
 	}
@@ -242,7 +243,7 @@ func (l *loop) noteOrigin() {
 func (l *loop) review(first bool) {
 	rules := l.rules()
 	candidates := plan.Sort(l.snapshot, rules)
-	here := l.here(candidates, plan.Make(l.snapshot, l.known(), rules))
+	here := l.here(candidates, candidates.Plan(l.known(), rules))
 	for _, d := range here {
 		l.meet(d, first)
 	}
@@ -267,8 +268,8 @@ func (l *loop) known() []plan.ENI {
 // here gives the decision on each address that is to be routed to the pod, or cannot be. One whose ENI is not known yet has no reason. Of
 // one address on several interfaces the best decision counts, and among equals the addition that is newest.
 func (l *loop) here(c plan.Candidates, p plan.Plan) map[netip.Addr]plan.Decision {
-	here := map[netip.Addr]plan.Decision{}
-	rank := map[netip.Addr]int{}
+	here := make(map[netip.Addr]plan.Decision, len(p.Assign))
+	rank := make(map[netip.Addr]int, len(p.Assign))
 	note := func(r int, d plan.Decision) {
 		if mac := d.Address.Link.MAC; mac != "" && !l.asked[mac] && slices.Contains(c.Wanted, d.Address) {
 			r, d = 3, plan.Decision{Address: d.Address}
@@ -591,6 +592,7 @@ func (l *loop) applier() *apply.Applier {
 // settled takes in what came of an attempt.
 func (l *loop) settled(eni string, outcomes []apply.Outcome, sent, answered time.Time, left map[netip.Addr]time.Time) {
 	delete(l.lanes, eni)
+	l.worked = true
 	b := batch{eni: eni, sent: sent, now: answered, jitter: l.Jitter, pauses: map[pace]time.Duration{}}
 	for _, o := range outcomes {
 		e := l.addresses[o.Claim.Addr]

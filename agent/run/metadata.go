@@ -195,6 +195,10 @@ func (l *loop) reconsider(foreign []plan.Address) {
 
 // tick is what a sidecar at rest does once a minute.
 func (l *loop) tick() {
+	if l.worked && l.Tidy != nil {
+		l.Tidy()
+	}
+	l.worked = false
 	if w, ok := l.ec2.(Warmer); ok {
 		l.start("keeping the way to EC2 warm", stuckAfter, func(ctx context.Context) func() {
 			w.Warm(ctx)

@@ -55,6 +55,8 @@ type Sidecar struct {
 	Publish func(func(context.Context) (report.Status, error))
 	// Quiet, when not nil, closes the agent's own sockets before the pod's are looked at for the release.
 	Quiet func()
+	// Tidy, when not nil, is called within a minute or so after work, to give back the memory that it took.
+	Tidy func()
 }
 
 // Run works until ctx ends, and then releases what it may. The error is a [*report.Failure]; a stop as told is none.

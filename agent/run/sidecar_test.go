@@ -236,23 +236,15 @@ func TestUndoWhenTheNewsIsLate(t *testing.T) {
 	}
 }
 
-// Rule 2: an address that left before the answer and came back is a claim of its own, and its removal alone releases nothing.
+// Rule 2: an address that a look after the answer did not show, and that turns out to be there, is not taken back when it leaves later.
 func TestMissedIsOver(t *testing.T) {
 	in(t, func(t *testing.T) {
 		r := following(t, nil)
-		r.table.after = func(_ context.Context, op, _ string, _ []netip.Addr) error {
-			if strings.HasPrefix(op, "assign") {
-				pass(980 * time.Millisecond)
-			}
-			return nil
-		}
+		r.kernel.blind = true
 		r.kernel.add(net1, vip)
-		r.settle(975 * time.Millisecond)
-		r.kernel.late = time.Hour // one piece of news will tell of both changes
-		r.kernel.remove(net1, vip)
-		r.settle(10 * time.Millisecond)
-		r.kernel.late = 0
-		r.kernel.add(net1, vip)
+		r.settle(time.Second)
+		r.kernel.blind = false
+		r.kernel.add(net1, "10.0.1.201") // news that shows both
 		r.settle(10 * time.Second)
 		r.on(vip, eni1.ID)
 		r.kernel.remove(net1, vip)
@@ -262,7 +254,7 @@ func TestMissedIsOver(t *testing.T) {
 	})
 }
 
-// The same when the agent is told to stop before the news comes.
+// Rule 6: what left before the answer is undone also when the agent is told to stop before the news comes.
 func TestUndoOfWhatLeftUnheard(t *testing.T) {
 	in(t, func(t *testing.T) {
 		r := following(t, nil)
@@ -332,6 +324,24 @@ func TestWinnerLooksAgain(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What work took is given back once, after it.
+func TestTidyAfterWork(t *testing.T) {
+	in(t, func(t *testing.T) {
+		tidied := 0
+		r := following(t, func(s *Sidecar) { s.Tidy = func() { tidied++ } })
+		for i, want := range []int{1, 1, 2, 2} {
+			if i == 2 {
+				r.kernel.add(net1, vip)
+			}
+			r.settle(2 * tickEvery)
+			if tidied != want {
+				t.Errorf("after %s tidied %d times, want %d", time.Duration(i+1)*2*tickEvery, tidied, want)
+			}
+		}
+		r.end()
+	})
 }
 
 // Rule 6: a retry reads the holder first, and yields to a newer claim.

@@ -175,6 +175,8 @@ type kernel struct {
 	stamp    uint32
 	// late is how long the news of a change takes.
 	late time.Duration
+	// blind makes looks show no addresses, which the watch does not do.
+	blind bool
 }
 
 func newKernel(s plan.Snapshot) *kernel {
@@ -190,7 +192,11 @@ func (k *kernel) now() uint32 { return k.stamp + uint32(time.Now().UnixMilli()/1
 func (k *kernel) Snapshot(context.Context) (plan.Snapshot, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.copy(), nil
+	s := k.copy()
+	if k.blind {
+		s.Addresses = nil
+	}
+	return s, nil
 }
 
 func (k *kernel) copy() plan.Snapshot {
