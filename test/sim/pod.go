@@ -303,8 +303,9 @@ func (h *Handle) MetadataError() {}
 // start runs a new agent in the pod.
 func (p *Pod) start() {
 	w := p.w
+	ctx, cancel := context.WithCancel(context.Background())
 	w.mu.Lock()
-	h := &Handle{pod: p, run: len(p.agents), wake: make(chan struct{}, 1), started: w.now(), stopped: -1, died: -1, ended: make(chan struct{})}
+	h := &Handle{pod: p, run: len(p.agents), wake: make(chan struct{}, 1), cancel: cancel, started: w.now(), stopped: -1, died: -1, ended: make(chan struct{})}
 	first := len(p.agents) == 0 && !p.Restarted
 	p.agents = append(p.agents, h)
 	w.mu.Unlock()
@@ -312,8 +313,6 @@ func (p *Pod) start() {
 	if !first {
 		networkStatus = networkStatusOf(p.Came)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	h.cancel = cancel
 	s := &run.Sidecar{
 		Agent: run.Agent{
 			Settings: settings.Agent{
@@ -350,6 +349,8 @@ func networkStatusOf(came []netip.Addr) string {
 
 // agent is the one that runs now, nil when none does.
 func (p *Pod) agent() *Handle {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
 	if len(p.agents) == 0 {
 		return nil
 	}
