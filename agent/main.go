@@ -165,7 +165,7 @@ func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
 		Publish: func(status report.StatusFunc) {
 			named := func(ctx context.Context) (report.Status, error) {
 				s, err := status(ctx)
-				s.Version = version
+				s.Version, s.Goroutines = version, runtime.NumGoroutine()
 				return s, err
 			}
 			metrics.Publish(named)

@@ -66,6 +66,8 @@ type Status struct {
 	Pod       string `json:"pod,omitempty"`
 	// Started is when the agent started.
 	Started time.Time `json:"started"`
+	// Goroutines is how many goroutines the agent has, which at rest must not grow.
+	Goroutines int `json:"goroutines,omitempty"`
 	// Ready tells whether every address that came with the pod is routed to it, and none waits.
 	Ready bool `json:"ready"`
 	// Reason says in one sentence why the agent is not ready.

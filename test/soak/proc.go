@@ -9,8 +9,8 @@ import (
 
 // usage is what a process holds.
 type usage struct {
-	fds, threads int
-	rss          int // KiB
+	fds, threads, goroutines int
+	rss                      int // KiB
 }
 
 // usageOf reads a process's usage from /proc.
@@ -45,6 +45,7 @@ func usageOf(pid int) (usage, error) {
 const (
 	moreFDs     = 4
 	moreThreads = 4
+	moreGos     = 6
 	moreRSS     = 6 * 1024 // KiB
 )
 
@@ -64,6 +65,7 @@ func grown(samples []usage) []string {
 	}{
 		{"file descriptors", func(u usage) int { return u.fds }, moreFDs},
 		{"threads", func(u usage) int { return u.threads }, moreThreads},
+		{"goroutines", func(u usage) int { return u.goroutines }, moreGos},
 		{"KiB of memory", func(u usage) int { return u.rss }, moreRSS},
 	} {
 		if before, after := median(first, m.of), median(last, m.of); after > before+m.more {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"multus-ip-manager.io/agent/report"
 	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/aws"
 	"multus-ip-manager.io/test/kubelet"
@@ -466,9 +468,25 @@ func (r *run) sample() error {
 		if err != nil {
 			return err
 		}
+		if u.goroutines, err = r.goroutines(m); err != nil {
+			return err
+		}
 		m.samples = append(m.samples, u)
 	}
 	return nil
+}
+
+// goroutines asks an agent how many it has.
+func (r *run) goroutines(m *member) (int, error) {
+	end, err := m.agent.Exec(r.ctx, "status", "-o", "json")
+	if err != nil {
+		return 0, err
+	}
+	var status report.Status
+	if err := json.Unmarshal([]byte(end.Output), &status); err != nil || status.Goroutines == 0 {
+		return 0, fmt.Errorf("the agent of %s does not tell its goroutines: %q: %w", m.pod.Name(), end.Output, err)
+	}
+	return status.Goroutines, nil
 }
 
 func (r *run) sizes() string {
@@ -476,7 +494,7 @@ func (r *run) sizes() string {
 	for _, m := range r.members {
 		if m.steady {
 			u := m.samples[len(m.samples)-1]
-			out = append(out, fmt.Sprintf("%d fds, %d threads, %d KiB", u.fds, u.threads, u.rss))
+			out = append(out, fmt.Sprintf("%d fds, %d threads, %d goroutines, %d KiB", u.fds, u.threads, u.goroutines, u.rss))
 		}
 	}
 	return strings.Join(out, "; ")

@@ -33,7 +33,7 @@ func TestBadArguments(t *testing.T) {
 }
 
 func TestGrown(t *testing.T) {
-	flat := usage{fds: 10, threads: 8, rss: 20000}
+	flat := usage{fds: 10, threads: 8, goroutines: 12, rss: 20000}
 	row := func(change func(*usage)) []usage {
 		out := []usage{flat, flat, flat, flat, flat, flat}
 		for i := 3; i < len(out); i++ {
@@ -52,6 +52,7 @@ func TestGrown(t *testing.T) {
 		"a busy moment":    {[]usage{flat, flat, flat, flat, flat, flat, flat, {fds: 99, threads: 99, rss: 99999}, flat}, ""},
 		"file descriptors": {row(func(u *usage) { u.fds += 10 }), "file descriptors"},
 		"threads":          {row(func(u *usage) { u.threads += 10 }), "threads"},
+		"goroutines":       {row(func(u *usage) { u.goroutines += 10 }), "goroutines"},
 		"memory":           {row(func(u *usage) { u.rss += 10000 }), "memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
