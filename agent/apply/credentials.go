@@ -28,8 +28,12 @@ var errNoKeys = errors.New("the answer holds no keys")
 // would fetch them at the end, when a call needs them.
 type keptCredentials struct {
 	inner aws.CredentialsProvider
+	// from is where they come from, for messages.
+	from source
 
 	mu sync.Mutex
+	// refused is since when there has been a refusal that may pass, zero when there is none.
+	refused time.Time
 	// held are the newest credentials, without keys when there are none. They are used until the time until, if they end at all.
 	held  aws.Credentials
 	until time.Time
@@ -50,12 +54,19 @@ type usedKey struct{}
 func (k *keptCredentials) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	c, err := k.get(ctx, credentialsMargin)
 	if err != nil {
-		return c, &credentialsError{err}
+		return c, k.failure(err)
 	}
 	if used, ok := ctx.Value(usedKey{}).(*string); ok {
 		*used = c.AccessKeyID
 	}
 	return c, nil
+}
+
+// failure says what was asked for in vain.
+func (k *keptCredentials) failure(err error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return &credentialsError{err: err, from: k.from, early: time.Since(k.refused) < refusalPatience}
 }
 
 // warm fetches credentials if those that are held will end soon.
@@ -104,6 +115,12 @@ func (k *keptCredentials) run(ctx context.Context, f *fetch) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	switch code, _ := verdictOf(err); {
+	case !mayPass(code):
+		k.refused = time.Time{}
+	case k.refused.IsZero():
+		k.refused = time.Now()
+	}
 	f.creds, f.err = k.settle(creds, err)
 	k.fetch = nil
 	close(f.done)

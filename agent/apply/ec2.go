@@ -87,6 +87,10 @@ func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, l
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
+	from, err := identity()
+	if err != nil {
+		return nil, err
+	}
 	if cfg.Region == "" {
 		if cfg.Region, err = metadata.Region(ctx); err != nil {
 			return nil, err
@@ -95,12 +99,22 @@ func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, l
 	if !locate.IsRegion(cfg.Region) {
 		return nil, fmt.Errorf("%w: %q is no Region (AWS_REGION)", ErrConfiguration, cfg.Region)
 	}
-	return newClient(ctx, cfg, dialer, log, options)
+	return newClient(ctx, cfg, from, dialer, log, options)
+}
+
+// identity tells where the credentials come from, and finds out what is missing for that.
+func identity() (source, error) {
+	env, err := config.NewEnvConfig()
+	if err != nil {
+		return source{}, fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	from := sourceOf(env)
+	return from, from.check()
 }
 
 // newClient makes a client of the SDK's configuration.
-func newClient(ctx context.Context, cfg aws.Config, dialer locate.Dialer, log *slog.Logger, options []Option) (*Client, error) {
-	c := &Client{creds: &keptCredentials{inner: cfg.Credentials}, log: log, node: newNode()}
+func newClient(ctx context.Context, cfg aws.Config, from source, dialer locate.Dialer, log *slog.Logger, options []Option) (*Client, error) {
+	c := &Client{creds: &keptCredentials{inner: cfg.Credentials, from: from}, log: log, node: newNode()}
 	cfg.Credentials = c.creds
 	at, err := endpointOf(ctx, ec2.NewFromConfig(cfg).Options())
 	if err != nil {

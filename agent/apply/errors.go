@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -85,13 +84,20 @@ func (e *OpError) Error() string {
 	var api smithy.APIError
 	var signing *credentialsError
 	switch {
-	case e.Code != "" && errors.As(e.Err, &api) && !errors.As(e.Err, &signing):
+	case errors.As(e.Err, &signing):
+		// Nothing was sent to EC2, and what the SDK says about that is of no use here; a request's id is among the rest.
+		fmt.Fprintf(&b, ": %s", oneLine(signing.Error()))
+		return b.String()
+	case e.Code != "" && errors.As(e.Err, &api):
 		fmt.Fprintf(&b, ": %s: %s", e.Code, oneLine(api.ErrorMessage()))
 	default:
 		fmt.Fprintf(&b, ": %s", oneLine(e.Err.Error()))
 	}
 	if e.RequestID != "" {
 		fmt.Fprintf(&b, " (request %s)", e.RequestID)
+	}
+	if e.Code == unauthorized {
+		fmt.Fprintf(&b, ": allow ec2:%s for the pod's or the node's role", e.Op)
 	}
 	return b.String()
 }
@@ -111,6 +117,9 @@ func ClassOf(err error) Class {
 // authFailure is EC2's code for credentials that it does not know. They may have been replaced, so the next call fetches them anew.
 const authFailure = "AuthFailure"
 
+// unauthorized is EC2's code for a call that the role's policies do not allow.
+const unauthorized = "UnauthorizedOperation"
+
 // codes is the one place that tells what an EC2 error code means. Codes that are not here are judged by their HTTP status: 5xx
 // passes, any other is a refusal of the request. Throttling codes come from the SDK's own list.
 var codes = map[string]Class{
@@ -125,12 +134,12 @@ var codes = map[string]Class{
 	"IncorrectInstanceState":             Gone,
 	"InvalidInstanceID.NotFound":         Gone,
 
-	"UnauthorizedOperation":       Denied,
+	unauthorized:                  Denied,
 	"AccessDenied":                Denied,
 	"AccessDeniedException":       Denied,
 	authFailure:                   Denied,
 	"InvalidClientTokenId":        Denied,
-	"InvalidIdentityToken":        Denied,
+	badIdentityToken:              Denied,
 	"SignatureDoesNotMatch":       Denied,
 	"IncompleteSignature":         Denied,
 	"MissingAuthenticationToken":  Denied,
@@ -163,7 +172,7 @@ func newOpError(op, eni string, addrs []netip.Addr, err error) *OpError {
 	var signing *credentialsError
 	if errors.As(err, &signing) {
 		e.Class = signing.class()
-		e.Code = codeOf(err)
+		e.Code, _ = verdictOf(err)
 		return e
 	}
 	e.Code = codeOf(err)
@@ -208,32 +217,6 @@ func classify(code string, status int) Class {
 		return Refused
 	}
 	return Unanswered
-}
-
-// credentialsError marks a failure to get credentials, which happens before anything is sent to EC2.
-type credentialsError struct{ err error }
-
-func (e *credentialsError) Error() string { return "get AWS credentials: " + scrub(e.err.Error()) }
-func (e *credentialsError) Unwrap() error { return e.err }
-
-// class tells "there is none for you" from "could not ask". A role that is missing from metadata is a 404, a role that may not
-// be assumed is STS's AccessDenied.
-func (e *credentialsError) class() Class {
-	code := codeOf(e.err)
-	if _, throttled := retry.DefaultThrottleErrorCodes[code]; throttled {
-		return Throttled // a mass start asks STS for credentials, too
-	}
-	if c, known := codes[code]; known {
-		return c
-	}
-	var answer *smithyhttp.ResponseError
-	if errors.As(e.err, &answer) && answer.HTTPStatusCode() == http.StatusNotFound {
-		return Denied
-	}
-	if errors.Is(e.err, context.DeadlineExceeded) {
-		return Unanswered
-	}
-	return NoCredentials
 }
 
 // someAddrs names the first few of many: each of the addresses gets the text.

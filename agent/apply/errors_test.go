@@ -90,7 +90,7 @@ func htmlAnswer(status int) error {
 
 func TestClassOfMissingAnswers(t *testing.T) {
 	creds := func(err error) error {
-		return &smithy.OperationError{ServiceID: "EC2", OperationName: "Assign", Err: fmt.Errorf("get identity: %w", &credentialsError{fmt.Errorf("failed to refresh cached credentials, %w", err)})}
+		return &smithy.OperationError{ServiceID: "EC2", OperationName: "Assign", Err: fmt.Errorf("get identity: %w", &credentialsError{err: fmt.Errorf("failed to refresh cached credentials, %w", err)})}
 	}
 	tests := map[string]struct {
 		err  error
@@ -147,6 +147,15 @@ func TestClassProperties(t *testing.T) {
 	}
 }
 
+func TestOpErrorSaysWhatToAllow(t *testing.T) {
+	for code, want := range map[string]bool{"UnauthorizedOperation": true, "RequestLimitExceeded": false} {
+		text := newOpError("AssignIpv6Addresses", "eni-1", nil, apiError(code, 403, "no")).Error()
+		if got := strings.Contains(text, "allow ec2:AssignIpv6Addresses"); got != want {
+			t.Errorf("%q says what to allow: %t, want %t", text, got, want)
+		}
+	}
+}
+
 func TestOpErrorText(t *testing.T) {
 	as := []netip.Addr{netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.0.0.6")}
 	tests := map[string]struct {
@@ -175,7 +184,7 @@ func TestOpErrorText(t *testing.T) {
 	if err := fmt.Errorf("w: %w", tests["an answer"].err); !errors.As(err, &api) || api.ErrorCode() != "InvalidParameterValue" {
 		t.Error("EC2's own error is lost")
 	}
-	if s := (&credentialsError{errors.New("why")}).Error(); !strings.Contains(s, "credentials") || !strings.Contains(s, "why") {
+	if s := (&credentialsError{err: errors.New("why")}).Error(); !strings.Contains(s, "credentials") || !strings.Contains(s, "why") {
 		t.Errorf("credentials error says %q", s)
 	}
 }

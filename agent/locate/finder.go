@@ -18,6 +18,8 @@ const (
 	patience = 2 * time.Second
 	// awayFor is how long metadata is left in peace once it was away.
 	awayFor = 5 * time.Minute
+	// shortHopLimit says that metadata is closed to pods where that is as it should be.
+	shortHopLimit = "metadata's hop limit, which keeps pods out"
 )
 
 // Source is another place that knows the node's ENIs: EC2 itself. Its answers are as those of [Metadata].
@@ -86,8 +88,8 @@ func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]pla
 	}
 	enis, err := other(ctx, source)
 	if err != nil {
-		// Why metadata is away is told but not wrapped: what is to be waited for, or mended, is EC2's fault.
-		return nil, fmt.Errorf("find the node's ENIs by EC2 (%s): %w", f.gone(), err)
+		// Why metadata is away is told last and not wrapped: what is to be waited for, or mended, is EC2's fault.
+		return nil, fmt.Errorf("find the node's ENIs by EC2: %w (asked because of %s)", err, f.gone())
 	}
 	return enis, nil
 }
@@ -109,9 +111,13 @@ func isAway(ctx context.Context, err error) bool {
 // note remembers that metadata is away.
 func (f *Finder) note(err error) {
 	f.Log.Info("no instance metadata; the node's ENIs are asked of EC2", "error", err, "for", awayFor.String())
+	why := err.Error()
+	if errors.Is(err, ErrHopLimit) {
+		why = shortHopLimit // its cures are for pods without credentials of their own
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.away, f.since = err.Error(), time.Now()
+	f.away, f.since = why, time.Now()
 }
 
 // gone gives why metadata is not asked now, empty if it may be.

@@ -211,9 +211,19 @@ func (a *Agent) locate(ctx context.Context, c plan.Candidates) ([]plan.ENI, erro
 		}
 		log.tell("waiting for instance metadata", last)
 		if stop := sleep(ctx, b.pause(a.Jitter, apply.Unanswered)); stop != nil {
-			return nil, a.stopped(stop, report.NoMetadata, last)
+			return nil, a.stopped(stop, passingCode(last), last)
 		}
 	}
+}
+
+// passingCode is the code of a look for ENIs that is still in vain at the deadline: where EC2 was asked in place of metadata, the fault is
+// EC2's or that of the pod's own credentials.
+func passingCode(err error) report.Code {
+	var op *apply.OpError
+	if errors.As(err, &op) {
+		return report.GaveUp
+	}
+	return report.NoMetadata
 }
 
 // lastingFault is the failure of a look for ENIs that waiting does not mend, where EC2 was asked in place of metadata; nil for any other.

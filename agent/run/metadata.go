@@ -121,11 +121,11 @@ func (l *loop) askMetadata(ctx context.Context, c plan.Candidates, macs []string
 			hops = 0
 		}
 		pause := b.pause(l.Jitter, apply.Unanswered)
-		var reason error = &report.Failure{Code: report.NoMetadata, Err: err}
+		var reason error = &report.Failure{Code: passingCode(err), Err: err}
 		if lasting := lastingFault(err); lasting != nil {
 			reason = lasting
 		}
-		if report.CodeOf(reason) != report.NoMetadata || hops >= hopLimitTries || errors.Is(err, locate.ErrDisabled) {
+		if lastingFault(err) != nil || hops >= hopLimitTries || errors.Is(err, locate.ErrDisabled) {
 			pause = slowly(l.Jitter, 0, refusedRetry, slowCap)
 		}
 		if blocked := l.Routes.Blocked(); blocked != nil {

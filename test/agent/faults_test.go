@@ -131,7 +131,7 @@ func TestPermission(t *testing.T) {
 		words  []string
 	}{
 		"the action is missing": {policy: aws.Policy{Allow: []aws.Statement{{Actions: []string{"Describe*"}}}},
-			words: []string{"UnauthorizedOperation", "AssignPrivateIpAddresses", "eni-", "10.0.4.80"}},
+			words: []string{"UnauthorizedOperation", "AssignPrivateIpAddresses", "eni-", "10.0.4.80", "allow ec2:AssignPrivateIpAddresses"}},
 		"only IPv6 is missing": {policy: aws.Policy{Allow: []aws.Statement{{Actions: []string{"AssignPrivateIpAddresses"}}}},
 			words: []string{"UnauthorizedOperation", "AssignIpv6Addresses", "fd50:0:0:4::80"}},
 		"the node has no role": {role: "-", words: []string{"credentials"}},

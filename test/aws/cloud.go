@@ -24,6 +24,7 @@ type Cloud struct {
 
 	journal *journal // EC2 calls
 	lookups *journal // IMDS requests
+	logins  *journal // requests to STS and to the Pod Identity agents
 	faults  *Faults
 	plane   *plane
 }
@@ -39,7 +40,7 @@ func New(opts ...Option) *Cloud {
 	c.buckets = buckets{}
 	c.faults = newFaults(c.seed)
 	c.plane = &plane{}
-	c.journal, c.lookups = newJournal(c.journalLimit), newJournal(c.journalLimit)
+	c.journal, c.lookups, c.logins = newJournal(c.journalLimit), newJournal(c.journalLimit), newJournal(c.journalLimit)
 	return c
 }
 
@@ -82,6 +83,10 @@ func (c *Cloud) Calls() int { return c.journal.count() }
 
 // IMDSJournal is every request to a metadata service so far, in the order in which they arrived.
 func (c *Cloud) IMDSJournal() []Call { return c.lookups.all() }
+
+// CredentialsJournal is every request to STS and to a Pod Identity agent so far, in the order in which they arrived. What instances get
+// from their metadata services is in IMDSJournal.
+func (c *Cloud) CredentialsJournal() []Call { return c.logins.all() }
 
 // Holder says who has an address, in any VPC (the first by id where two VPCs use the same one).
 func (c *Cloud) Holder(a netip.Addr) (Holder, bool) {

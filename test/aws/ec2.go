@@ -69,7 +69,7 @@ func (c *Cloud) describeCall(q *request) Call {
 
 // handle is the pipeline: who is it, is it scripted to fail, is it too often, is it allowed, what does it do.
 func (c *Cloud) handle(r *http.Request, q *request, body []byte) (any, *APIError) {
-	who, refusal := c.authenticate(r, body)
+	who, refusal := c.authenticate(r, body, "ec2")
 	q.who = who
 	c.journal.note(q.call, func(call *Call) { call.Principal, call.Instance = who.arn, who.instance })
 	if err := c.meet(r, q, false); err != nil {

@@ -16,7 +16,7 @@ type FaultKind string
 const (
 	// FaultError answers with Status, Code and Message.
 	FaultError FaultKind = "error"
-	// FaultThrottle answers RequestLimitExceeded (503).
+	// FaultThrottle answers RequestLimitExceeded (503), or what throttles at STS and at the Pod Identity agent.
 	FaultThrottle FaultKind = "throttle"
 	// FaultHang never answers: the request ends when the client gives up or the fault is removed.
 	FaultHang FaultKind = "hang"
@@ -34,12 +34,12 @@ type Fault struct {
 	// is wrong. Requests that EC2 refuses anyway do not meet such a fault.
 	AfterApply bool
 
-	Action    string // action with wildcards * and ?; IMDS requests are "IMDS:PUT" and "IMDS:GET"
+	Action    string // action with wildcards * and ?; IMDS requests are "IMDS:PUT" and "IMDS:GET", others as in Call
 	Principal string // ARN, with wildcards
 	ENI       string // the interface the call names, with wildcards
 	Address   string // one of the addresses it names, with wildcards
 	Instance  string // IMDS: whose metadata service; EC2: whose role
-	Path      string // IMDS path, with wildcards
+	Path      string // path of IMDS or Pod Identity, with wildcards
 
 	Skip    int // let this many matching requests pass first
 	Times   int // then hit this many, 0 = until removed

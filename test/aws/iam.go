@@ -31,7 +31,8 @@ type Statement struct {
 type principal struct {
 	arn      string
 	instance string  // the role of this instance
-	policy   *Policy // nil = everything; an instance's role takes the instance's policy
+	role     string  // the role of this name, taken by a pod
+	policy   *Policy // nil = everything; an instance's role takes the instance's policy, a pod's role its own
 }
 
 type key struct {
@@ -40,11 +41,16 @@ type key struct {
 }
 
 type iam struct {
-	keys  map[string]key   // by access key id
-	roles map[string]Creds // newest credentials by instance id
+	keys         map[string]key    // by access key id
+	roles        map[string]Creds  // newest credentials by instance id
+	podRoles     map[string]Role   // roles that pods may take, by name
+	associations map[string]string // role names by service account: EKS Pod Identity
+	pods         map[string]Creds  // newest credentials that the Pod Identity agents gave, by pod UID and role
 }
 
-func newIAM() iam { return iam{keys: map[string]key{}, roles: map[string]Creds{}} }
+func newIAM() iam {
+	return iam{keys: map[string]key{}, roles: map[string]Creds{}, podRoles: map[string]Role{}, associations: map[string]string{}, pods: map[string]Creds{}}
+}
 
 // UserOption configures a user.
 type UserOption func(*principal)
@@ -106,26 +112,35 @@ func (c *Cloud) roleCredentials(instanceID string) Creds {
 	if cur, ok := c.iam.roles[instanceID]; ok && cur.Expires.Sub(now) > ttl/3 {
 		return cur
 	}
+	cur := c.issue(ttl, principal{arn: c.sessionARN(inst.Role, instanceID), instance: instanceID})
+	c.iam.roles[instanceID] = cur
+	return cur
+}
+
+// issue makes temporary credentials for a principal.
+func (c *Cloud) issue(ttl time.Duration, who principal) Creds {
+	now := c.now()
 	c.iam.forget(now)
-	cur := Creds{
+	creds := Creds{
 		AccessKeyID:     "ASIA" + c.random("key", 10, base32.StdEncoding.EncodeToString),
 		SecretAccessKey: c.random("secret", 30, base64.StdEncoding.EncodeToString),
 		SessionToken:    "IQoJb3JpZ2lu" + c.random("session", 96, base64.StdEncoding.EncodeToString),
-		Expires:         now.Add(ttl).UTC().Truncate(time.Second), // as precise as IMDS writes it
+		Expires:         now.Add(ttl).UTC().Truncate(time.Second), // as precise as AWS writes it
 	}
-	c.iam.roles[instanceID] = cur
-	c.iam.keys[cur.AccessKeyID] = key{cur, principal{
-		arn:      fmt.Sprintf("arn:aws:sts::%s:assumed-role/%s/%s", c.account, inst.Role, instanceID),
-		instance: instanceID,
-	}}
-	return cur
+	c.iam.keys[creds.AccessKeyID] = key{creds, who}
+	return creds
+}
+
+// sessionARN names whoever has taken a role.
+func (c *Cloud) sessionARN(role, session string) string {
+	return fmt.Sprintf("arn:aws:sts::%s:assumed-role/%s/%s", c.account, role, session)
 }
 
 // forget drops the keys of roles that ended long ago, so that a long run with short-lived credentials does not collect them. Newer ones
 // must stay: EC2 calls them expired, not unknown.
 func (i iam) forget(now time.Time) {
 	maps.DeleteFunc(i.keys, func(_ string, k key) bool {
-		return k.who.instance != "" && now.Sub(k.Expires) > time.Hour
+		return (k.who.instance != "" || k.who.role != "") && now.Sub(k.Expires) > time.Hour
 	})
 }
 
@@ -145,8 +160,11 @@ func (c *Cloud) random(purpose string, n int, encode func([]byte) string) string
 // authorize checks a principal's policy for an action on an interface ("" = a call that names no resource).
 func (c *Cloud) authorize(who principal, action, eniID string) *APIError {
 	policy := who.policy
-	if who.instance != "" {
+	switch {
+	case who.instance != "":
 		policy = c.state.instances[who.instance].Policy
+	case who.role != "":
+		policy = c.iam.podRoles[who.role].Policy
 	}
 	if policy == nil {
 		return nil

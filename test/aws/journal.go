@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Call is one request to EC2 or to a metadata service, without its secrets.
+// Call is one request to EC2, to a metadata service, to STS or to a Pod Identity agent, without its secrets.
 type Call struct {
 	Seq       int        // 1, 2, 3, … in order of arrival
-	Action    string     // EC2: the action. IMDS: "IMDS:PUT", "IMDS:GET"
-	Params    url.Values // EC2: the parameters, without the signature's
-	Path      string     // IMDS: the path
+	Action    string     // EC2: the action. IMDS: "IMDS:PUT", "IMDS:GET". STS: "STS:<action>". Pod Identity: "PodIdentity:GET"
+	Params    url.Values // EC2, STS: the parameters, without the signature's and without tokens
+	Path      string     // IMDS, Pod Identity: the path
 	ENI       string     // the interface it names, if it names one
 	Addresses []string   // the addresses and prefixes it names, as written
-	Principal string     // ARN of whoever signed it; "" = not authenticated
+	Principal string     // ARN of whoever signed it; "" = not authenticated. STS, Pod Identity: ARN of the role to be taken
 	Instance  string     // IMDS: whose service it is. EC2: the instance whose role's credentials were used
 	Start     time.Time
 	End       time.Time // zero = still under way
@@ -201,6 +201,11 @@ func (c *Cloud) WaitJournal(ctx context.Context, met func([]Call) bool) error {
 // WaitIMDSJournal is WaitJournal for the metadata services.
 func (c *Cloud) WaitIMDSJournal(ctx context.Context, met func([]Call) bool) error {
 	return c.lookups.wait(ctx, met)
+}
+
+// WaitCredentialsJournal is WaitJournal for STS and the Pod Identity agents.
+func (c *Cloud) WaitCredentialsJournal(ctx context.Context, met func([]Call) bool) error {
+	return c.logins.wait(ctx, met)
 }
 
 // read is a call as it is now.

@@ -27,6 +27,9 @@ type Settings struct {
 	// CredentialsTTL is how long the credentials of an instance's role live; new ones are handed out when a third of
 	// it is left. Default 6 h.
 	CredentialsTTL time.Duration
+	// SessionTTL is how long credentials of pods' roles live, whatever is asked for; 0: what is asked of STS (an hour by default), and six
+	// hours from Pod Identity.
+	SessionTTL time.Duration
 	// UnpaginatedLimit is the number of interfaces above which an unfiltered, unpaginated describe is refused with
 	// OperationNotPermitted, as EC2 does in big accounts. 0 = never.
 	UnpaginatedLimit int

@@ -76,9 +76,9 @@ func readSignature(r *http.Request) (signature, *APIError) {
 	return s, nil
 }
 
-// authenticate verifies a request's signature against the secret of its access key, as EC2 does, and returns who
+// authenticate verifies the signature of a request to a service against the secret of its access key, as EC2 does, and returns who
 // signed it.
-func (c *Cloud) authenticate(r *http.Request, body []byte) (principal, *APIError) {
+func (c *Cloud) authenticate(r *http.Request, body []byte, service string) (principal, *APIError) {
 	s, refusal := readSignature(r)
 	if refusal != nil {
 		return principal{}, refusal
@@ -89,7 +89,7 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (principal, *APIError
 	if !ok {
 		return principal{}, errAuth()
 	}
-	if err := c.checkScope(s); err != nil {
+	if err := c.checkScope(s, service); err != nil {
 		return principal{}, err
 	}
 	if err := c.checkTime(s, c.now()); err != nil {
@@ -118,10 +118,10 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (principal, *APIError
 func errExpired() *APIError { return badRequest("RequestExpired", "Request has expired.") }
 
 // checkScope refuses a signature made for another service, region or day.
-func (c *Cloud) checkScope(s signature) *APIError {
+func (c *Cloud) checkScope(s signature, service string) *APIError {
 	switch {
-	case s.service != "ec2":
-		return refuse(http.StatusUnauthorized, "AuthFailure", "Credential should be scoped to correct service: 'ec2'.")
+	case s.service != service:
+		return refuse(http.StatusUnauthorized, "AuthFailure", "Credential should be scoped to correct service: '%s'.", service)
 	case s.region != c.region && !c.settings.AnyRegion:
 		return refuse(http.StatusUnauthorized, "AuthFailure", "Credential should be scoped to a valid region, not '%s'.", s.region)
 	case s.terminator != "aws4_request" || !strings.HasPrefix(s.timestamp, s.date):

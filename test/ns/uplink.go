@@ -13,13 +13,24 @@ import (
 // Current is a handle of the network namespace this process runs in, for instance to join it to others with [Veth]. Closing the
 // handle does not end the namespace.
 func Current() (*Namespace, error) {
-	n := &Namespace{name: "current"}
-	var err error
-	if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return nil, n.wrap("open", err)
+	file, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("namespace current: open: %w", err)
 	}
-	if n.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return nil, errors.Join(n.wrap("open", err), n.Close())
+	return FromFile("current", file)
+}
+
+// FromFile is a handle of a network namespace that somebody else made, such as a container runtime. It owns the file from here on,
+// also after an error; closing the handle does not end the namespace.
+func FromFile(name string, file *os.File) (*Namespace, error) {
+	n := &Namespace{name: name, file: file}
+	err := n.Do(func() error {
+		var err error
+		n.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return n.wrap("open", err)
+	})
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
 }

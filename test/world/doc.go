@@ -19,6 +19,8 @@
 //     not carry one node's multicast to another;
 //   - a link whose MAC is no ENI's (macvlan) reaches nothing beyond its own ENI's node.
 //
+// EC2's endpoint is at 10.255.255.1, STS's at 10.255.255.2. A node may run the EKS Pod Identity agent at its link-local addresses.
+//
 // A pod's extra interface is a real ipvlan child of the node's link where the kernel has ipvlan. Elsewhere it is the end of a
 // veth pair that carries the ENI's MAC, as many as there are pods; since equal MACs cannot share a bridge, each end is a port of
 // the router, which hands a packet to the pod that really has the address, whoever put it there. Pods on one ENI reach each

@@ -30,6 +30,7 @@ var (
 	imds4 = netip.MustParseAddr("169.254.169.254")
 	imds6 = netip.MustParseAddr("fd00:ec2::254")
 	ec2At = netip.MustParseAddr("10.255.255.1")
+	stsAt = netip.MustParseAddr("10.255.255.2")
 
 	all4 = netip.MustParsePrefix("0.0.0.0/0")
 	all6 = netip.MustParsePrefix("::/0")

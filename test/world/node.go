@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multus-ip-manager.io/test/aws"
 	"multus-ip-manager.io/test/ns"
 )
 
@@ -98,7 +99,28 @@ func (w *World) addNode(spec NodeSpec) error {
 			return fmt.Errorf("ENI %d: %w", e.Index, err)
 		}
 	}
+	if spec.PodIdentity {
+		if err := n.addPodIdentity(); err != nil {
+			return fmt.Errorf("pod identity: %w", err)
+		}
+	}
 	return n.addIMDS()
+}
+
+// addPodIdentity runs the EKS Pod Identity agent in the node's namespace.
+func (n *Node) addPodIdentity() error {
+	for _, text := range []string{aws.PodIdentityIPv4, aws.PodIdentityIPv6} {
+		at := netip.MustParseAddr(text)
+		if err := n.ns.AddAddr("lo", ns.Single(at), ns.NoDAD); err != nil {
+			return err
+		}
+		l, err := n.ns.Listen(n.w.ctx, "tcp", netip.AddrPortFrom(at, 80).String())
+		if err != nil {
+			return err
+		}
+		n.w.serve("Pod Identity of "+n.spec.Name, func() error { return serveHTTP(n.w.ctx, l, n.w.cloud.PodIdentity()) })
+	}
+	return nil
 }
 
 // AddENI attaches a further interface to the running node (hot-plug), in the cloud and as a link.

@@ -81,7 +81,16 @@ func (w *World) env() []string { return []string{"AWS_ENDPOINT_URL_EC2=" + w.EC2
 
 // AddPod starts a pod. Its eth0 addresses are assigned to the node's device 0 as the VPC CNI would have done; the addresses of
 // its networks are put on the links and assigned to nothing.
-func (w *World) AddPod(spec PodSpec) (*Pod, error) {
+func (w *World) AddPod(spec PodSpec) (*Pod, error) { return w.addPod(spec, nil) }
+
+// Adopt is AddPod for a pod whose network namespace exists already, made by a container runtime: it gets its eth0 and the world
+// follows its addresses. Networks without addresses are just plugged; whoever configures the pod adds them. The world closes the
+// handle when the pod is removed.
+func (w *World) Adopt(sandbox *ns.Namespace, spec PodSpec) (*Pod, error) {
+	return w.addPod(spec, sandbox)
+}
+
+func (w *World) addPod(spec PodSpec, sandbox *ns.Namespace) (*Pod, error) {
 	spec.Eth0, spec.Networks = slices.Clone(spec.Eth0), slices.Clone(spec.Networks)
 	spec.complete()
 	if err := spec.check(w.spec); err != nil {
@@ -90,7 +99,7 @@ func (w *World) AddPod(spec PodSpec) (*Pod, error) {
 	if w.Pod(spec.Namespace, spec.Name) != nil {
 		return nil, fmt.Errorf("world: pod %s/%s exists", spec.Namespace, spec.Name)
 	}
-	p := &Pod{w: w, spec: spec, node: w.Node(spec.Node)}
+	p := &Pod{w: w, spec: spec, node: w.Node(spec.Node), ns: sandbox}
 	if err := p.start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("world: pod %s/%s: %w", spec.Namespace, spec.Name, err), p.Remove())
 	}
@@ -99,8 +108,10 @@ func (w *World) AddPod(spec PodSpec) (*Pod, error) {
 
 func (p *Pod) start() error {
 	var err error
-	if p.ns, err = ns.New(p.spec.Name); err != nil {
-		return err
+	if p.ns == nil {
+		if p.ns, err = ns.New(p.spec.Name); err != nil {
+			return err
+		}
 	}
 	if !p.spec.DAD {
 		if err := p.ns.Set(ns.Sysctl{Key: "net/ipv6/conf/all/accept_dad", Value: "0"},

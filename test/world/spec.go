@@ -39,14 +39,16 @@ type SubnetSpec struct {
 
 // NodeSpec is a worker: an EC2 instance with its network interfaces and its metadata service.
 type NodeSpec struct {
-	Name     string            `json:"name"`
-	Instance string            `json:"instance,omitempty"` // id; default i-…
-	Type     string            `json:"type,omitempty"`     // instance type; default m5.large
-	HopLimit int               `json:"hopLimit,omitempty"` // of the metadata service's token answer; default 2
-	IMDS     IMDSMode          `json:"imds,omitempty"`
-	Role     string            `json:"role,omitempty"` // IAM role; default node
-	Tags     map[string]string `json:"tags,omitempty"`
-	ENIs     []ENISpec         `json:"enis"`
+	Name     string   `json:"name"`
+	Instance string   `json:"instance,omitempty"` // id; default i-…
+	Type     string   `json:"type,omitempty"`     // instance type; default m5.large
+	HopLimit int      `json:"hopLimit,omitempty"` // of the metadata service's token answer; default 2
+	IMDS     IMDSMode `json:"imds,omitempty"`
+	Role     string   `json:"role,omitempty"` // IAM role; default node
+	// PodIdentity runs the EKS Pod Identity agent on the node: its link-local addresses, reached by pods through their eth0.
+	PodIdentity bool              `json:"podIdentity,omitempty"`
+	Tags        map[string]string `json:"tags,omitempty"`
+	ENIs        []ENISpec         `json:"enis"`
 }
 
 // IMDSMode is what a node's metadata service wants of its clients.

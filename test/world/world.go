@@ -149,7 +149,7 @@ func (e ENISpec) eni(instance string) aws.ENI {
 		SourceDestCheckOff: e.NoSourceDestCheck}
 }
 
-// buildVPC makes the router and the EC2 endpoint behind it.
+// buildVPC makes the router and the endpoints of EC2 and STS behind it.
 func (w *World) buildVPC() error {
 	var err error
 	if w.vpc, err = newRouter("vpc"); err != nil {
@@ -173,20 +173,25 @@ func (w *World) buildVPC() error {
 	if err := w.connect(w.vpc, "aws", w.aws, "vpc"); err != nil {
 		return err
 	}
-	if err := w.aws.AddAddr("lo", ns.Single(ec2At)); err != nil {
-		return err
-	}
 	if err := w.aws.AddRoute(ns.Route{Dst: all4, Via: peer4, Link: "vpc"}); err != nil {
 		return err
 	}
-	if err := w.vpc.AddRoute(ns.Route{Dst: ns.Single(ec2At), Via: peer4, Link: "aws"}); err != nil {
+	return errors.Join(w.addEndpoint("EC2", ec2At, w.cloud.EC2()), w.addEndpoint("STS", stsAt, w.cloud.STS()))
+}
+
+// addEndpoint serves a part of AWS, reachable from nodes and, by their eth0, from pods.
+func (w *World) addEndpoint(name string, at netip.Addr, h http.Handler) error {
+	if err := w.aws.AddAddr("lo", ns.Single(at)); err != nil {
 		return err
 	}
-	l, err := w.aws.Listen(w.ctx, "tcp", netip.AddrPortFrom(ec2At, 80).String())
+	if err := w.vpc.AddRoute(ns.Route{Dst: ns.Single(at), Via: peer4, Link: "aws"}); err != nil {
+		return err
+	}
+	l, err := w.aws.Listen(w.ctx, "tcp", netip.AddrPortFrom(at, 80).String())
 	if err != nil {
 		return err
 	}
-	w.serve("EC2", func() error { return serveHTTP(w.ctx, l, w.cloud.EC2()) })
+	w.serve(name, func() error { return serveHTTP(w.ctx, l, h) })
 	return nil
 }
 
@@ -249,6 +254,9 @@ func (w *World) Spec() *Spec { return w.spec }
 
 // EC2Endpoint is the URL of the EC2 API, reachable from nodes and, by their eth0, from pods.
 func (w *World) EC2Endpoint() string { return "http://" + ec2At.String() }
+
+// STSEndpoint is the URL of the STS API, reachable as EC2 is. Only what is told of it (AWS_ENDPOINT_URL_STS) uses it.
+func (w *World) STSEndpoint() string { return "http://" + stsAt.String() }
 
 // IPVlan reports whether the pods' interfaces are real ipvlan links.
 func (w *World) IPVlan() bool { return w.ipvlan }

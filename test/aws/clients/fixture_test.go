@@ -21,6 +21,8 @@ const (
 type endpoints struct {
 	cloud     *aws.Cloud
 	ec2, imds string
+	// sts and pods are STS and a Pod Identity agent.
+	sts, pods string
 }
 
 // start serves a cloud with one instance (three interfaces, two of them in one subnet) on loopback.
@@ -58,14 +60,17 @@ func start(t *testing.T) endpoints {
 		})
 		return "http://" + l.Addr().String() + "/"
 	}
-	out.ec2 = listen(func(l net.Listener) error {
-		srv := &http.Server{Handler: c.EC2()}
-		defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
-		if err := srv.Serve(l); ctx.Err() == nil {
-			return err
-		}
-		return nil
-	})
+	serve := func(h http.Handler) string {
+		return listen(func(l net.Listener) error {
+			srv := &http.Server{Handler: h}
+			defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+			if err := srv.Serve(l); ctx.Err() == nil {
+				return err
+			}
+			return nil
+		})
+	}
+	out.ec2, out.sts, out.pods = serve(c.EC2()), serve(c.STS()), serve(c.PodIdentity())
 	out.imds = listen(func(l net.Listener) error { return c.ServeIMDS(ctx, l, instance) })
 	return out
 }

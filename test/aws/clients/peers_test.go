@@ -110,21 +110,7 @@ var session string
 // TestBoto3 runs a Python program: session, waiters, paginators, and what a Python tool would do with the answers.
 func TestBoto3(t *testing.T) {
 	e := start(t)
-	python := ""
-	for _, name := range []string{"/usr/bin/python3", "python3"} {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			continue
-		}
-		// An interpreter of a version manager may shadow the one that the distribution's boto3 belongs to.
-		if _, _, ok := run(t, e, "import boto3", path, "-"); ok {
-			python = path
-			break
-		}
-	}
-	if python == "" {
-		t.Skip("no python3 that can import boto3; " + install)
-	}
+	python := pythonWithBoto3(t, e)
 	e.cloud.AddUser("AKIALIMITED", "limited", aws.WithPolicy(aws.Policy{Allow: []aws.Statement{{Actions: []string{"ec2:Describe*"}}}}))
 	out, errOut, ok := run(t, e, session, python, "-", e.ec2, eni1, eni2)
 	if !ok {

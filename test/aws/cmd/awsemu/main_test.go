@@ -7,6 +7,7 @@ import (
 	"flag"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,9 +43,9 @@ func runIt(t *testing.T, try func(output string), args ...string) error {
 	return <-done
 }
 
-func get(t *testing.T, url string) string {
+func get(t *testing.T, at string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +137,12 @@ func TestMistakes(t *testing.T) {
 		"is not in the table":  {"-type", "m1.gigantic"},
 		"hop limit 99":         {"-hop-limit", "99"},
 		"EC2 endpoint":         {"-listen", "256.0.0.1:1"},
+		"STS endpoint":         {"-sts-listen", "256.0.0.1:1"},
+		"Pod Identity agent":   {"-pod-identity-listen", "256.0.0.1:1"},
+		"want namespace:name":  {"-service-account", "default"},
+		"no such file or":      {"-token-dir", filepath.Join(dir, "none")},
+		"want trusts":          {"-config", file("e.yaml", "roles: [{name: pods, trusts: [me]}]")},
+		"there is no role":     {"-config", file("f.yaml", "associations: {\"telco:app\": pods}")},
 		"metadata service of":  {"-imds-listen", "256.0.0.1:1"},
 		"flag provided but":    {"-nope"},
 		"want a region":        {"-region", ""},
@@ -154,6 +161,44 @@ func TestMistakes(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v, want …%s…", args, err, want)
 		}
+	}
+}
+
+// A pod's tokens are good at STS and at the Pod Identity agent.
+func TestPodsTokens(t *testing.T) {
+	dir := t.TempDir()
+	err := runIt(t, func(output string) {
+		find := func(variable string) string {
+			t.Helper()
+			m := regexp.MustCompile(`(?m)^# export.* ?` + variable + `=(\S+)`).FindStringSubmatch(output)
+			if m == nil {
+				t.Fatalf("no %s in:\n%s", variable, output)
+			}
+			return m[1]
+		}
+		read := func(variable string) string {
+			t.Helper()
+			token, err := os.ReadFile(find(variable))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(token)
+		}
+		query := url.Values{"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"}, "RoleSessionName": {"s-1"}, "RoleArn": {find("AWS_ROLE_ARN")},
+			"WebIdentityToken": {read("AWS_WEB_IDENTITY_TOKEN_FILE")}}
+		if body := get(t, endpointIn(t, output, "AWS_ENDPOINT_URL_STS")+"/?"+query.Encode()); !strings.Contains(body, "<Arn>arn:aws:sts::123456789012:assumed-role/pods/s-1</Arn>") {
+			t.Error(body)
+		}
+		// Without the token in a header there is none; that it is the agent which says so is enough here.
+		if body := get(t, find("AWS_CONTAINER_CREDENTIALS_FULL_URI")); body != "Service account token cannot be empty\n" {
+			t.Error(body)
+		}
+		if token := read("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"); strings.Count(token, ".") != 2 {
+			t.Errorf("%q is no token", token)
+		}
+	}, "-token-dir", dir, "-service-account", "telco:app", "-quiet")
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -183,7 +228,7 @@ func TestHelp(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := announce(&out, c, s, "http://ec2.test", nil); err != nil {
+	if err := announce(&out, c, s, urls{ec2: "http://ec2.test"}, tokens{}); err != nil {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]int{"without the instance's role": 1, "AWS_ACCESS_KEY_ID=": 2, "device 0 of i-1": 1, "not attached  subnet-1": 1} {

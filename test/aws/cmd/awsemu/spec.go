@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -18,6 +21,9 @@ type spec struct {
 	Instances  []aws.Instance `json:"instances"`
 	Interfaces []aws.ENI      `json:"interfaces"`
 	Users      []user         `json:"users"`
+	// Roles are taken by pods; Associations are EKS Pod Identity's, from a service account ("namespace:name") to a role's name.
+	Roles        []aws.Role        `json:"roles"`
+	Associations map[string]string `json:"associations"`
 }
 
 type user struct {
@@ -32,6 +38,9 @@ func defaultSpec(o options) spec {
 		Instances: []aws.Instance{{ID: "i-0a000000000000001", Type: o.instanceType, HopLimit: o.hopLimit, TokensRequired: o.tokens,
 			Tags: map[string]string{"Name": "worker-1"}}},
 		Users: []user{{AccessKeyID: "AKIAEXAMPLE000000001", SecretAccessKey: "example-secret"}},
+		Roles: []aws.Role{{Name: "pods", Trusts: []string{"*:*", aws.AudiencePodIdentity}}},
+		// That of the tokens, which are for one service account only.
+		Associations: map[string]string{strings.Join(o.serviceAccount[:], ":"): "pods"},
 	}
 	for i := range o.enis {
 		sub := aws.Subnet{ID: fmt.Sprintf("subnet-0%016x", i), AZ: o.region + "a",
@@ -93,5 +102,35 @@ func (s spec) build(o options) (*aws.Cloud, error) {
 		}
 		c.AddUser(u.AccessKeyID, u.SecretAccessKey, opts...)
 	}
+	for _, r := range s.Roles {
+		if !slices.ContainsFunc(r.Trusts, func(t string) bool { return strings.Contains(t, ":") || t == aws.AudiencePodIdentity }) {
+			return nil, fmt.Errorf("role %q: want trusts, service accounts as \"namespace:name\" or %q", r.Name, aws.AudiencePodIdentity)
+		}
+		c.PutRole(r)
+	}
+	for account, role := range s.Associations {
+		if !slices.ContainsFunc(s.Roles, func(r aws.Role) bool { return r.Name == role }) {
+			return nil, fmt.Errorf("association of %s: there is no role %q", account, role)
+		}
+		c.Associate(account, role)
+	}
 	return c, nil
 }
+
+// writeTokens puts the tokens of a pod of the service account into a directory, one for each audience, and returns their paths.
+func writeTokens(c *aws.Cloud, o options) (tokens, error) {
+	if o.tokenDir == "" {
+		return tokens{}, nil
+	}
+	t := tokens{sts: filepath.Join(o.tokenDir, "sts"), podIdentity: filepath.Join(o.tokenDir, "pod-identity")}
+	for path, audience := range map[string]string{t.sts: aws.AudienceSTS, t.podIdentity: aws.AudiencePodIdentity} {
+		text := c.ServiceAccountToken(aws.TokenRequest{Namespace: o.serviceAccount[0], ServiceAccount: o.serviceAccount[1], PodUID: "awsemu", Audience: audience})
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return tokens{}, err
+		}
+	}
+	return t, nil
+}
+
+// tokens are paths of files, empty without -token-dir.
+type tokens struct{ sts, podIdentity string }
