@@ -35,8 +35,11 @@ TESTFLAGS ?=
 # a second time (about 10 CPU minutes the first time); the pure packages are left out.
 RACE_PKGS ?= ./agent/apply/... ./agent/locate/... ./agent/observe/... ./agent/report/... ./agent/run/... ./certs/... ./webhook/... ./test/aws/...
 # TEST_TOOLS are the built tools that the tests start. KUBEBUILDER_ASSETS brings a control plane of one's own.
-TEST_TOOLS := $(if $(KUBEBUILDER_ASSETS),,etcd kube-apiserver) helm
+TEST_TOOLS := $(if $(KUBEBUILDER_ASSETS),,etcd kube-apiserver) helm promcheck cert-manager
 TOOLS := $(GO) run ./test/tools/cmd/tools
+# CLUSTER_TOOLS are the further tools of the test cluster.
+CLUSTER_TOOLS := etcd kube-apiserver helm kubernetes-node cni-plugins multus whereabouts
+CLUSTER := $(GO) run ./test/cluster/cmd/cluster
 
 FUZZTIME ?= 60s
 BENCH ?= .
@@ -50,6 +53,26 @@ GOLDEN_PKGS = $(shell grep -rlE --include='*_test.go' 'flag\.Bool."update"' . | 
 .PHONY: help
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: cluster-up
+cluster-up: ## bring up a real two-node cluster in an emulated VPC (root, containerd, runc, nftables, buildah; the first time about 20 minutes)
+	@$(TOOLS) build $(CLUSTER_TOOLS)
+	@$(TOOLS) warm ./agent ./webhook ./test/cluster/...
+	@$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## end that cluster and remove everything it made
+	@$(CLUSTER) down
+
+# E2E is passed to go test.
+E2E ?= -v -timeout 30m -parallel 4
+
+# A cluster that was up before stays up.
+.PHONY: e2e
+e2e: ## test on real nodes: in that cluster, or in the one of KUBECONFIG (see test/cluster/e2e/doc.go)
+	@$(TOOLS) build $(CLUSTER_TOOLS)
+	@$(TOOLS) warm ./agent ./webhook ./test/cluster/...
+	@$(CLUSTER) during $(GO) test -count=1 $(E2E) ./test/cluster/e2e
 
 .PHONY: demo
 demo: ## show it working: a real API server, an emulated VPC, two pods that could not reach each other

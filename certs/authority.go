@@ -16,10 +16,17 @@ import (
 
 	cmtls "github.com/cert-manager/cert-manager/pkg/server/tls"
 	cmauthority "github.com/cert-manager/cert-manager/pkg/server/tls/authority"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 )
+
+// clockInterval is how often the API server is asked something while its clock and ours differ.
+const clockInterval = 5 * time.Second
 
 // callTimeout bounds one request to the API server.
 const callTimeout = 10 * time.Second
@@ -63,8 +70,11 @@ func parseKeyPair(data map[string][]byte) (*keyPair, error) {
 // present one from being renewed.
 type stagedAuthority struct {
 	inner      cmtls.Authority
-	readSecret func(context.Context) (*corev1.Secret, error)
+	library    *library // what inner does to the Secret
+	secret     secretStore
 	conf       *Configuration
+	secretName string
+	names      []string // under which we may be called
 	settle     time.Duration
 	leaf       time.Duration
 	ips        []net.IP
@@ -74,9 +84,19 @@ type stagedAuthority struct {
 	mu       sync.Mutex
 	serving  *keyPair
 	fault    error
+	told     string // the fault that was logged last
 	watchers []chan<- struct{}
 
-	stored *keyPair // only the loop touches it
+	// Only the loop touches these.
+	stored *keyPair
+	looked time.Time // when the Secret was last read
+	owner  types.UID // what it was last seen to be owned by
+}
+
+// secretStore reads and writes the Secret of the CA.
+type secretStore interface {
+	Get(ctx context.Context, name string, opts metav1.GetOptions) (*corev1.Secret, error)
+	Update(ctx context.Context, secret *corev1.Secret, opts metav1.UpdateOptions) (*corev1.Secret, error)
 }
 
 var _ cmtls.Authority = (*stagedAuthority)(nil)
@@ -89,6 +109,7 @@ func (a *stagedAuthority) Run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	a.library.start(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -113,9 +134,13 @@ func (a *stagedAuthority) loop(ctx context.Context, rotated <-chan struct{}) {
 			return
 		case <-rotated:
 			unread = true
+			a.library.renewed()
 		case <-changed:
 		case <-timer.C:
 		}
+		// The clocks' difference is learned from answers, so there must be some.
+		skewed := a.conf.clock.skew() != 0
+		unread = unread || a.owner != a.conf.current().uid || time.Since(a.looked) >= lookAgain || skewed
 		var errRead error
 		if unread {
 			errRead = a.read(ctx)
@@ -127,6 +152,9 @@ func (a *stagedAuthority) loop(ctx context.Context, rotated <-chan struct{}) {
 		} else {
 			retry = a.backoff
 		}
+		if skewed {
+			wake = earlier(wake, time.Now().Add(clockInterval))
+		}
 		if !apierrors.IsConflict(err) {
 			// On a conflict somebody was faster, often another replica with the same bundle: no fault of anyone.
 			a.setFault(err)
@@ -135,26 +163,93 @@ func (a *stagedAuthority) loop(ctx context.Context, rotated <-chan struct{}) {
 	}
 }
 
-// read takes over what the Secret holds now.
+// read takes over what the Secret holds now, and makes the webhook configuration its owner.
 func (a *stagedAuthority) read(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	secret, err := a.readSecret(ctx)
+	secret, err := a.secret.Get(ctx, a.secretName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		// The library makes it, and tells when it has: that is when there is something to read.
+		a.looked, a.owner = time.Now(), a.conf.current().uid
+		return nil
+	}
 	if err != nil {
-		return fmt.Errorf("read the CA: %w", err)
+		return faultf(ReasonReadCA, "read the CA: %w", err)
 	}
 	pair, err := parseKeyPair(secret.Data)
 	if err != nil {
-		return fmt.Errorf("read the CA from Secret %s/%s: %w", secret.Namespace, secret.Name, err)
+		return faultf(ReasonReadCA, "read the CA from Secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
 	a.stored = pair
+	return a.adopt(ctx, secret)
+}
+
+// adopt makes the webhook configuration the owner of the Secret, so that the cluster's garbage collector removes it when the
+// release is uninstalled. It is made anew by the library where it still serves: see gate.
+func (a *stagedAuthority) adopt(ctx context.Context, secret *corev1.Secret) error {
+	uid := a.conf.current().uid
+	if owned, changed := ownedBy(secret, a.conf.name, uid); changed {
+		if _, err := a.secret.Update(ctx, owned, metav1.UpdateOptions{}); err != nil {
+			return faultf(ReasonWriteCA, "make the webhook configuration %q the owner of Secret %s/%s: %w", a.conf.name, secret.Namespace, secret.Name, err)
+		}
+		a.log.Info("the CA's Secret now goes when the webhook configuration does", "secret", secret.Name)
+	}
+	a.looked, a.owner = time.Now(), uid
 	return nil
+}
+
+// ownedBy returns secret with the webhook configuration of that name and uid as its one owner of that kind, and whether that is a
+// change. Without a uid, nothing is to be changed.
+//
+// A configuration that was made anew has another uid. The reference to the one before must go, or the Secret's fate would be
+// that of an object that does not exist.
+func ownedBy(secret *corev1.Secret, name string, uid types.UID) (owned *corev1.Secret, changed bool) {
+	if uid == "" {
+		return secret, false
+	}
+	const kind = "MutatingWebhookConfiguration"
+	want := metav1.OwnerReference{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: kind, Name: name, UID: uid}
+	references := slices.DeleteFunc(slices.Clone(secret.OwnerReferences), func(r metav1.OwnerReference) bool { return r.Kind == kind })
+	references = append(references, want)
+	if equality.Semantic.DeepEqual(references, secret.OwnerReferences) {
+		return secret, false
+	}
+	owned = secret.DeepCopy()
+	owned.OwnerReferences = references
+	return owned, true
+}
+
+// gate is the library's: it waits until there is a webhook configuration that calls us. Without one nobody could trust a new CA,
+// and the release may be on its way out: its Secret, already removed, must not come back. While our clock is ahead, a new CA would
+// be one that is not valid yet.
+func (a *stagedAuthority) gate(changed <-chan struct{}) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for {
+			v := a.conf.current()
+			switch {
+			case len(v.entries) == 0 || v.foreign(a.names) != nil:
+			case a.conf.clock.skew() > 0:
+				return a.conf.clock.fault()
+			default:
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-changed:
+			}
+		}
+	}
 }
 
 // step does what decide asks for and returns when to look again.
 func (a *stagedAuthority) step(ctx context.Context) (wake time.Time, err error) {
 	v := a.conf.current()
-	d := decide(time.Now(), v, a.current().certificate(), a.stored.certificate(), a.settle)
+	if err := v.foreign(a.names); err != nil {
+		return time.Now().Add(lookAgain), err
+	}
+	d := decide(a.conf.now(), v, a.current().certificate(), a.stored.certificate(), a.settle)
+	d.wake = d.wake.Add(a.conf.clock.skew()) // by our clock
 	if d.promote {
 		a.promote(a.stored)
 	}
@@ -164,7 +259,7 @@ func (a *stagedAuthority) step(ctx context.Context) (wake time.Time, err error) 
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if err := a.conf.publish(ctx, v, d.publish); err != nil {
-		return d.wake, err
+		return d.wake, &FaultError{Reason: ReasonPublishCA, Err: err}
 	}
 	a.log.Info("published the CA bundle", "cas", len(d.publish))
 	return d.wake, nil
@@ -187,20 +282,32 @@ func (a *stagedAuthority) current() *keyPair {
 	return a.serving
 }
 
+// setFault keeps what failed in this look, and says it when it is another thing than in the last.
 func (a *stagedAuthority) setFault(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err != nil && (a.fault == nil || a.fault.Error() != err.Error()) {
-		a.log.Warn("certificate upkeep failed, serving goes on; trying again", "error", err)
-	}
 	a.fault = err
+	tellFault(a.log, &a.told, errors.Join(err, a.conf.clock.fault()))
 }
 
-// lastFault returns what failed in the last look, nil when nothing did.
+// tellFault logs err if it says something else than told, and that all is well again when it is nil.
+func tellFault(log *slog.Logger, told *string, err error) {
+	switch {
+	case err != nil && err.Error() != *told:
+		*told = err.Error()
+		log.Warn("certificate upkeep fails, serving goes on; trying again", "reason", Reasons(err), "error", err)
+	case err == nil && *told != "":
+		*told = ""
+		log.Info("certificate upkeep works again")
+	}
+}
+
+// lastFault returns what failed in the last look and what the library failed in, nil when all is well.
 func (a *stagedAuthority) lastFault() error {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.fault
+	fault := a.fault
+	a.mu.Unlock()
+	return errors.Join(append(a.library.faults(), fault, a.conf.clock.fault())...)
 }
 
 // WatchRotation has ch told when another CA signs from now on.

@@ -33,6 +33,16 @@ func (o *oneRotation) Run(ctx context.Context) error {
 	return nil
 }
 
+// oneSecret is a store that can only be read.
+type oneSecret func() (*corev1.Secret, error)
+
+func (f oneSecret) Get(context.Context, string, metav1.GetOptions) (*corev1.Secret, error) {
+	return f()
+}
+func (oneSecret) Update(_ context.Context, s *corev1.Secret, _ metav1.UpdateOptions) (*corev1.Secret, error) {
+	return s, nil
+}
+
 // A Secret that cannot be read when the library tells of a rotation is read again, later and later; the library tells once.
 func TestReadingTheSecretIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -43,15 +53,15 @@ func TestReadingTheSecretIsRetried(t *testing.T) {
 		conf.see(&registrationv1.MutatingWebhookConfiguration{Webhooks: []registrationv1.MutatingWebhook{service(bundle{ca.Cert()})}}, true)
 		var reads []time.Time
 		a := &stagedAuthority{
-			inner: &oneRotation{}, conf: conf, leaf: time.Hour, log: slog.New(slog.DiscardHandler),
+			inner: &oneRotation{}, library: &library{}, conf: conf, names: []string{"hook.net.svc"}, leaf: time.Hour, log: slog.New(slog.DiscardHandler),
 			backoff: wait.Backoff{Duration: time.Second, Factor: 2, Steps: 10, Cap: time.Minute},
-			readSecret: func(context.Context) (*corev1.Secret, error) {
+			secret: oneSecret(func() (*corev1.Secret, error) {
 				if reads = append(reads, time.Now()); len(reads) <= failures {
 					return nil, errors.New("the API server is away")
 				}
 				cert, key := ca.PEM(t)
 				return &corev1.Secret{Data: map[string][]byte{corev1.TLSCertKey: cert, corev1.TLSPrivateKeyKey: key}}, nil
-			},
+			}),
 		}
 		rotated := make(chan struct{}, 1)
 		a.WatchRotation(rotated)

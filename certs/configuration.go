@@ -7,16 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	applyv1 "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -32,6 +37,7 @@ type Configuration struct {
 	name   string
 	client kubernetes.Interface
 	log    *slog.Logger
+	clock  *clock
 
 	mu       sync.Mutex
 	view     view
@@ -40,7 +46,20 @@ type Configuration struct {
 
 // NewConfiguration returns the watcher of the MutatingWebhookConfiguration called name. It sees nothing until Run.
 func NewConfiguration(client kubernetes.Interface, name string, log *slog.Logger) *Configuration {
-	return &Configuration{name: name, client: client, log: log.With("webhookConfiguration", name)}
+	return &Configuration{name: name, client: client, clock: &clock{}, log: log.With("webhookConfiguration", name)}
+}
+
+// ConnectConfiguration is [NewConfiguration] with a connection of its own, from whose answers it learns the API server's time: a
+// machine whose clock is wrong judges its certificate by that.
+func ConnectConfiguration(config *rest.Config, name string, log *slog.Logger) (*Configuration, error) {
+	c := NewConfiguration(nil, name, log)
+	config = rest.CopyConfig(config)
+	config.Wrap(c.clock.wrap)
+	var err error
+	if c.client, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	return c, nil
 }
 
 // Run watches until ctx ends. Run it once.
@@ -67,6 +86,14 @@ func (c *Configuration) Run(ctx context.Context) error {
 	return nil
 }
 
+// now returns the API server's time as far as it is known.
+func (c *Configuration) now() time.Time {
+	if c == nil {
+		return time.Now()
+	}
+	return c.clock.now()
+}
+
 // subscribe returns a channel that holds a value whenever something has changed since the last receive.
 func (c *Configuration) subscribe() <-chan struct{} {
 	ch := make(chan struct{}, 1)
@@ -88,7 +115,7 @@ func (c *Configuration) see(obj any, initial bool) {
 	if !ok {
 		return
 	}
-	c.update(func(v *view) { *v = v.next(conf, time.Now(), initial) })
+	c.update(func(v *view) { *v = v.next(conf, c.now(), initial) })
 }
 
 func (c *Configuration) lose() {
@@ -146,6 +173,7 @@ func (c *Configuration) accepts(served *tls.Certificate, now time.Time) error {
 // view is one state of the configuration. The zero value means: nothing read yet.
 type view struct {
 	synced          bool
+	uid             types.UID // empty while there is no configuration
 	resourceVersion string
 	entries         []entry
 	// trustedSince tells for each CA that every entry trusts since when it does, by the raw certificate.
@@ -155,7 +183,7 @@ type view struct {
 // next returns the view of conf, which was seen at now. With initial, conf is what this process found, and nobody
 // saw since when it stands: a CA is published right after it was made, so its own age is the best answer.
 func (v view) next(conf *admissionv1.MutatingWebhookConfiguration, now time.Time, initial bool) view {
-	n := view{synced: true, resourceVersion: conf.ResourceVersion, trustedSince: map[string]time.Time{}}
+	n := view{synced: true, uid: conf.UID, resourceVersion: conf.ResourceVersion, trustedSince: map[string]time.Time{}}
 	for _, w := range conf.Webhooks {
 		n.entries = append(n.entries, newEntry(w))
 	}
@@ -171,6 +199,26 @@ func (v view) next(conf *admissionv1.MutatingWebhookConfiguration, now time.Time
 		n.trustedSince[string(ca.Raw)] = since
 	}
 	return n
+}
+
+// foreign returns an error when an entry calls somebody who has none of these names. Who keeps the bundle then is not for us to
+// know: most likely another installation has taken the configuration over.
+func (v view) foreign(names []string) error {
+	for _, e := range v.entries {
+		if !slices.ContainsFunc(names, func(name string) bool { return sameName(name, e.serverName) }) {
+			return faultf(ReasonNotOurs, "webhook %q calls %q and not this webhook (%s): are there two installations in the cluster?",
+				e.name, e.serverName, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// sameName compares two DNS names or two IP addresses.
+func sameName(a, b string) bool {
+	if x, y := net.ParseIP(a), net.ParseIP(b); x != nil && y != nil {
+		return x.Equal(y)
+	}
+	return strings.EqualFold(a, b)
 }
 
 // all returns every CA that any entry trusts.

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"multus-ip-manager.io/certs"
 )
 
@@ -92,6 +95,87 @@ func TestFilesAreFollowed(t *testing.T) {
 		return nil
 	})
 	load.verify(t)
+}
+
+// A new certificate of a CA that the configuration does not trust yet is not served until it does, or until the old one has ended.
+func TestUntrustedFilesReplaceNoTrustedOnes(t *testing.T) {
+	t.Parallel()
+	const settle = time.Second
+	c := newCluster(t)
+	m := &mount{t: t, dir: t.TempDir()}
+	l := listen(t)
+	source, err := certs.NewFiles(certs.FilesOptions{
+		Dir: m.dir, Interval: 20 * time.Millisecond, Settle: settle, Log: c.log, Configuration: certs.NewConfiguration(c.admin, c.config, c.log)})
+	must(t, err)
+	r := c.start(source, l)
+	before := certs.NewTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	after := certs.NewTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(2*time.Hour))
+	entry := c.entry("files", l.Addr().String())
+	entry.ClientConfig.CABundle, _ = before.PEM(t)
+	c.configure(entry)
+	m.write(before.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
+	c.waitReady(r)
+	c.admitSoon()
+	if err := r.Fault(); err != nil {
+		t.Errorf("fault while all is well: %v", err)
+	}
+
+	load := c.load(r)
+	m.write(after.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
+	eventually(t, "it is told", func() error {
+		if diff := cmp.Diff([]string{certs.ReasonNotTrusted}, certs.Reasons(r.Fault())); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+	must(t, r.Ready())
+	if !signedBy(t, r, before.Cert()) {
+		t.Error("the new certificate is served and nobody trusts it")
+	}
+	conf := c.configuration()
+	more, _ := after.PEM(t)
+	conf.Webhooks[0].ClientConfig.CABundle = append(conf.Webhooks[0].ClientConfig.CABundle, more...)
+	_, err = c.admin.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(t.Context(), conf, metav1.UpdateOptions{})
+	must(t, err)
+	updated := time.Now()
+	eventually(t, "it is served when it has been trusted for a while", func() error {
+		if !signedBy(t, r, after.Cert()) {
+			return errors.New("not yet")
+		}
+		return r.Fault()
+	})
+	if took := time.Since(updated); took < settle {
+		t.Errorf("the new certificate is served after %s, before every API server can have learned of its CA", took)
+	}
+	load.verify(t)
+}
+
+// Files that cannot be used any more are a fault, and what they held before is served on.
+func TestDamagedFilesAreTold(t *testing.T) {
+	t.Parallel()
+	m := &mount{t: t, dir: t.TempDir()}
+	ca := certs.NewTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	m.write(ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
+	source, err := certs.NewFiles(certs.FilesOptions{Dir: m.dir, Interval: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { done <- source.Run(ctx) }()
+	eventually(t, "ready", source.Ready)
+	_, foreign := ca.PEM(t)
+	cert, _ := ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour))
+	m.write(cert, foreign)
+	eventually(t, "it is told", func() error {
+		if diff := cmp.Diff([]string{certs.ReasonReadFiles}, certs.Reasons(source.Fault())); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
+	must(t, source.Ready())
+	m.write(ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
+	eventually(t, "it passes", source.Fault)
+	cancel()
+	must(t, <-done)
 }
 
 func TestFilesWithoutConfiguration(t *testing.T) {

@@ -69,7 +69,7 @@ kind: Role
 metadata: {name: NAME}
 rules:
 - {apiGroups: [""], resources: [secrets], verbs: [create]}
-- {apiGroups: [""], resources: [secrets], verbs: [get, list, watch, update], resourceNames: [SECRET]}
+- {apiGroups: [""], resources: [secrets], verbs: [get, list, watch, update, delete], resourceNames: [SECRET]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -258,15 +258,23 @@ func (c *cluster) verbs(verbs ...string) {
 	must(c.t, err)
 	patch := slices.Contains(verbs, "patch")
 	eventually(c.t, "the rights are in force", func() error {
-		review, err := c.admin.AuthorizationV1().SubjectAccessReviews().Create(c.t.Context(), &authorizationv1.SubjectAccessReview{
-			Spec: authorizationv1.SubjectAccessReviewSpec{User: "system:serviceaccount:" + c.ns + ":default",
-				ResourceAttributes: &authorizationv1.ResourceAttributes{Group: "admissionregistration.k8s.io",
-					Resource: "mutatingwebhookconfigurations", Name: c.config, Verb: "patch"}}}, metav1.CreateOptions{})
-		if err == nil && review.Status.Allowed != patch {
+		allowed, err := c.allowed("system:serviceaccount:"+c.ns+":default", "patch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", c.config)
+		if err == nil && allowed != patch {
 			err = errors.New("not yet")
 		}
 		return err
 	})
+}
+
+// allowed asks the API server what a user may do, in this test's namespace where that counts.
+func (c *cluster) allowed(user, verb, group, resource, name string) (bool, error) {
+	attributes := &authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: resource, Name: name}
+	if group == "" {
+		attributes.Namespace = c.ns
+	}
+	review, err := c.admin.AuthorizationV1().SubjectAccessReviews().Create(c.t.Context(), &authorizationv1.SubjectAccessReview{
+		Spec: authorizationv1.SubjectAccessReviewSpec{User: user, ResourceAttributes: attributes}}, metav1.CreateOptions{})
+	return err == nil && review.Status.Allowed, err
 }
 
 // admitSoon waits until the API server, which hears of a configuration a moment after it is written, calls the webhooks.
@@ -438,6 +446,19 @@ func eventually(t *testing.T, what string, f func() error) {
 			t.Fatalf("%s: %v", what, err)
 		case <-tick.C:
 		}
+	}
+}
+
+// quiet fails when f does not return nil all the time, for as long as what must not happen would take many times over.
+func quiet(t *testing.T, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 40 {
+		if err := f(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		<-tick.C
 	}
 }
 

@@ -13,17 +13,15 @@ import (
 	cmauthority "github.com/cert-manager/cert-manager/pkg/server/tls/authority"
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
 
 // SelfOptions configures [NewSelf]. Durations have defaults that suit production; tests shorten them.
 type SelfOptions struct {
 	// REST tells how to reach the API server. The rights it needs: on Secrets of Namespace create (which no name
-	// can limit), and get, list, watch and update on SecretName; and those of [Configuration].
+	// can limit), and get, list, watch and update on SecretName, and delete where the API server lets nobody else say
+	// whose an object is; and those of [Configuration].
 	REST *rest.Config
 
 	// Namespace and SecretName name the one Secret that keeps the CA. The source creates it; nothing else should.
@@ -57,6 +55,9 @@ type SelfOptions struct {
 // A rotation of the CA, whatever caused it (age, a deleted or damaged Secret), passes through three states: trusted
 // (the old and the new CA are in the bundle), serving (leaves of the new one, after Settle), forgotten (the old one
 // leaves the bundle when it expires). Without the API server everything stays as it is, and leaves are renewed.
+//
+// The Secret belongs to the webhook configuration, by an owner reference: the cluster's garbage collector takes it away
+// when the release is uninstalled. Without a configuration none is made.
 type Self struct {
 	conf      *Configuration
 	authority *stagedAuthority
@@ -75,32 +76,37 @@ func NewSelf(o SelfOptions) (*Self, error) {
 	if o.LeafDuration >= o.CADuration {
 		return nil, fmt.Errorf("certificate source self: a leaf (%s) must live shorter than its CA (%s)", o.LeafDuration, o.CADuration)
 	}
-	client, err := kubernetes.NewForConfig(o.REST)
+	conf, err := ConnectConfiguration(o.REST, o.Configuration, o.Log)
 	if err != nil {
 		return nil, fmt.Errorf("certificate source self: %w", err)
 	}
 	dns, ips := splitNames(o.Names)
-	conf := NewConfiguration(client, o.Configuration, o.Log)
+	library := &library{}
+	config := rest.CopyConfig(o.REST)
+	config.Wrap(library.wrap)
+	config.Wrap(conf.clock.wrap)
 	authority := &stagedAuthority{
+		library: library,
 		inner: &cmauthority.DynamicAuthority{
 			SecretNamespace: o.Namespace,
 			SecretName:      o.SecretName,
 			SecretLabels:    map[string]string{"app.kubernetes.io/name": "multus-ip-manager"},
-			RESTConfig:      o.REST,
+			RESTConfig:      config,
 			CommonName:      "multus-ip-manager-ca",
 			CADuration:      o.CADuration,
 			LeafDuration:    o.LeafDuration,
 		},
-		readSecret: func(ctx context.Context) (*corev1.Secret, error) {
-			return client.CoreV1().Secrets(o.Namespace).Get(ctx, o.SecretName, metav1.GetOptions{})
-		},
-		conf:    conf,
-		settle:  o.Settle,
-		leaf:    o.LeafDuration,
-		ips:     ips,
-		log:     o.Log,
-		backoff: wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 30 * time.Second},
+		secret:     conf.client.CoreV1().Secrets(o.Namespace),
+		secretName: o.SecretName,
+		names:      o.Names,
+		conf:       conf,
+		settle:     o.Settle,
+		leaf:       o.LeafDuration,
+		ips:        ips,
+		log:        o.Log,
+		backoff:    wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 30 * time.Second},
 	}
+	library.gate = authority.gate(conf.subscribe())
 	return &Self{
 		conf:      conf,
 		authority: authority,
@@ -158,7 +164,7 @@ func (s *Self) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 
 // Ready implements [Source].
 func (s *Self) Ready() error {
-	err := verdict(s.GetCertificate, s.conf, time.Now())
+	err := verdict(s.GetCertificate, s.conf, s.conf.now())
 	if fault := s.Fault(); err != nil && fault != nil {
 		return fmt.Errorf("%w (%w)", err, fault)
 	}
@@ -167,6 +173,19 @@ func (s *Self) Ready() error {
 
 // Expiry implements [Source].
 func (s *Self) Expiry() time.Time { return expiry(s.GetCertificate) }
+
+// Renewal implements [Source]. The library renews a leaf when a third of its life is left.
+func (s *Self) Renewal() time.Time {
+	served, err := s.GetCertificate(nil)
+	if err != nil {
+		return time.Time{}
+	}
+	leaf, err := leafOf(served)
+	if err != nil {
+		return time.Time{}
+	}
+	return leaf.NotAfter.Add(leaf.NotBefore.Sub(leaf.NotAfter) / 3)
+}
 
 // Fault implements [Source].
 func (s *Self) Fault() error { return s.authority.lastFault() }

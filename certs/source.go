@@ -3,7 +3,8 @@
 //
 //   - [Self] keeps a CA of its own in one Secret, signs a leaf in memory for each replica and publishes the CA in the
 //     webhook configuration. Nothing has to be installed for it.
-//   - [Files] serves a key pair from a directory, as cert-manager or the user mounts it, and follows its changes.
+//   - [Files] serves a key pair from a directory, as the user mounts it, and follows its changes.
+//   - [CertManager] does the same with what cert-manager issues, and tells why cert-manager does not renew it.
 //
 // [Configuration] is the API server's side of it: the CA bundles of the webhook configuration as last seen.
 //
@@ -41,8 +42,11 @@ type Source interface {
 	// Expiry returns when the certificate now served ends; zero while there is none.
 	Expiry() time.Time
 
+	// Renewal returns when the renewal of the certificate now served is due; zero when that is not known.
+	Renewal() time.Time
+
 	// Fault returns what keeps the source from renewing or publishing at the moment, nil when nothing does. It is
-	// meant for metrics and alerts, and is no reason to stop serving.
+	// meant for metrics and alerts, and is no reason to stop serving. [Reasons] makes single words of it.
 	Fault() error
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -9,8 +10,9 @@ import (
 )
 
 const (
-	// patience is how long a request may take until its body is there, with waiting for its turn. API servers wait for an
-	// answer for 10 s by default and 5 s with the chart's settings, and send a body at once.
+	// patience is how long a request may take until its body is there, with waiting for its turn, and how long its answer
+	// may take to be read. API servers wait for an answer for 10 s by default and 5 s with the chart's settings, say so in
+	// the request, and send a body at once.
 	patience = 12 * time.Second
 	// smallBody is the size up to which requests never wait for others: far beyond that of most pods.
 	smallBody = 128 << 10
@@ -32,8 +34,9 @@ func newLoad() *load { return &load{semaphore.NewWeighted(largeBodies), patience
 // limit is the handler within the bounds.
 func (l *load) limit(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		deadline := time.Now().Add(l.patience)
-		if err := http.NewResponseController(w).SetReadDeadline(deadline); err != nil {
+		deadline := time.Now().Add(l.patienceWith(r))
+		control := http.NewResponseController(w)
+		if err := errors.Join(control.SetReadDeadline(deadline), control.SetWriteDeadline(deadline.Add(l.patience))); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
@@ -45,6 +48,7 @@ func (l *load) limit(handler http.Handler) http.Handler {
 			ctx, cancel := context.WithDeadline(r.Context(), deadline)
 			defer cancel()
 			if err := l.turns.Acquire(ctx, size); err != nil {
+				w.Header().Set("Retry-After", "1") // an API server that still waits then tries again by itself
 				http.Error(w, "too many large requests at a time", http.StatusServiceUnavailable)
 				return
 			}
@@ -52,4 +56,14 @@ func (l *load) limit(handler http.Handler) http.Handler {
 		}
 		handler.ServeHTTP(w, r)
 	})
+}
+
+// patienceWith is the patience with one request: no longer than the API server waits for the answer. A request that waits
+// for its turn when nobody waits for it any more is in the way of others.
+func (l *load) patienceWith(r *http.Request) time.Duration {
+	said, err := time.ParseDuration(r.URL.Query().Get("timeout"))
+	if err != nil || said <= 0 {
+		return l.patience
+	}
+	return min(said, l.patience)
 }

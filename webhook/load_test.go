@@ -173,3 +173,52 @@ func TestServeTakesTurns(t *testing.T) {
 		t.Errorf("a large request, after the other is gone: %v", err)
 	}
 }
+
+// Who never reads its answer is given up, too.
+func TestUnreadAnswersAreGivenUp(t *testing.T) {
+	l := newLoad()
+	l.patience = 50 * time.Millisecond
+	written := make(chan error, 1)
+	server := httptest.NewServer(l.limit(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		var err error
+		for err == nil { // beyond what the kernel keeps for a reader
+			_, err = w.Write(make([]byte, 1<<20))
+		}
+		written <- err
+	})))
+	t.Cleanup(server.Close)
+	send(t, dial(t, server.Listener.Addr().String()), 2, 2)
+	select {
+	case err := <-written:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it still writes")
+	}
+}
+
+// A request is worked on no longer than its API server waits, which says how long that is; who waited in vain is told when to
+// ask again, and an API server does so by itself.
+func TestPatience(t *testing.T) {
+	l := newLoad()
+	for query, want := range map[string]time.Duration{
+		"": patience, "?timeout=5s": 5 * time.Second, "?timeout=30s": patience, "?timeout=-1s": patience, "?timeout=soon": patience,
+	} {
+		if got := l.patienceWith(httptest.NewRequest(http.MethodPost, "/mutate"+query, nil)); got != want {
+			t.Errorf("%q: %s, want %s", query, got, want)
+		}
+	}
+	if !l.turns.TryAcquire(largeBodies) {
+		t.Fatal("no turn")
+	}
+	server := httptest.NewServer(l.limit(http.NotFoundHandler()))
+	t.Cleanup(server.Close)
+	resp, err := postTo(t, server.URL+"?timeout=50ms", strings.Repeat("a", smallBody+1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _ = resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("%s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+	}
+}

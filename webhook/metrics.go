@@ -31,6 +31,10 @@ func newMetrics(source certs.Source) *metricSet {
 			return 0
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "multus_ip_manager_certificate_trusted",
+			Help: "1 while the serving certificate is unexpired and the webhook configuration, as last seen, trusts it; 0: /readyz says why not.",
+		}, func() float64 { return oneIf(source.Ready() == nil) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "multus_ip_manager_certificate_upkeep_healthy",
 			Help: "1 while the certificate's source can renew and publish, 0 while something keeps it from that; the log says what.",
 		}, func() float64 {
@@ -39,6 +43,7 @@ func newMetrics(source certs.Source) *metricSet {
 			}
 			return 1
 		}),
+		newCertificateUpkeep(source),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "multus_ip_manager_build_info",
 			Help:        "Always 1; the labels tell what runs.",
@@ -46,4 +51,11 @@ func newMetrics(source certs.Source) *metricSet {
 		}, func() float64 { return 1 }),
 	)
 	return &metricSet{own: own, gatherer: prometheus.Gatherers{own, ctrlmetrics.Registry}}
+}
+
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }

@@ -6,9 +6,9 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -28,10 +28,14 @@ const (
 type options struct {
 	host                          string
 	port, healthPort, metricsPort int
+	drainTimeout                  time.Duration
 	certSource, certDir           string
 	namespace, secretName         string
+	certificate                   string
 	configuration                 string
 	names                         []string
+	caDuration, leafDuration      time.Duration
+	caSettle                      time.Duration
 	kubeconfig                    string
 	configFile                    string
 	mode, agentImage, pullPolicy  string
@@ -48,12 +52,17 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&o.port, "port", 9443, "port of the webhook")
 	f.IntVar(&o.healthPort, "health-port", 8081, "port of /healthz and /readyz (plain HTTP)")
 	f.IntVar(&o.metricsPort, "metrics-port", 8080, "port of /metrics (plain HTTP)")
+	f.DurationVar(&o.drainTimeout, "drain-timeout", 10*time.Second, "after SIGTERM, longest time for which connections are closed by answers on them; shorter when nobody asks")
 	f.StringVar(&o.certSource, "cert-source", sourceSelf, "where the serving certificate comes from: self, cert-manager or secret")
 	f.StringVar(&o.certDir, "cert-dir", "", "directory of tls.crt and tls.key; needed by the sources cert-manager and secret")
-	f.StringVar(&o.namespace, "namespace", o.namespace, "namespace of the CA's Secret; default: environment variable POD_NAMESPACE")
+	f.StringVar(&o.namespace, "namespace", o.namespace, "namespace of the CA's Secret, and of the Certificate; default: environment variable POD_NAMESPACE")
+	f.StringVar(&o.certificate, "certificate", "", "cert-manager's Certificate, whose state the source cert-manager tells; empty: not looked at")
 	f.StringVar(&o.secretName, "secret-name", "multus-ip-manager-ca", "Secret in which the source self keeps its CA")
 	f.StringVar(&o.configuration, "webhook-configuration", "multus-ip-manager", "MutatingWebhookConfiguration whose trust decides readiness (and is kept up by the source self); empty: not looked at")
 	f.StringSliceVar(&o.names, "dns-names", nil, "DNS names and IP addresses for which the source self issues the certificate")
+	f.DurationVar(&o.caDuration, "ca-duration", 0, "life of the source self's CA, replaced after two thirds of it; 0: a year")
+	f.DurationVar(&o.leafDuration, "leaf-duration", 0, "life of the source self's certificates, each replaced after about two thirds of it; 0: a week")
+	f.DurationVar(&o.caSettle, "ca-settle", 0, "how long a new CA of the source self must be trusted before it signs; 0: 30s")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside the cluster")
 	o.addInjectionFlags(f)
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -140,6 +149,7 @@ func (o *options) source(log *slog.Logger) (certs.Source, error) {
 		}
 		source, err := certs.NewSelf(certs.SelfOptions{
 			REST: config, Namespace: o.namespace, SecretName: o.secretName, Configuration: o.configuration, Names: o.names, Log: log,
+			CADuration: o.caDuration, LeafDuration: o.leafDuration, Settle: o.caSettle,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("%w (flags --namespace, --secret-name, --webhook-configuration, --dns-names)", err)
@@ -149,22 +159,36 @@ func (o *options) source(log *slog.Logger) (certs.Source, error) {
 		if o.certDir == "" {
 			return nil, fmt.Errorf("--cert-source=%s needs --cert-dir", o.certSource)
 		}
-		files := certs.FilesOptions{Dir: o.certDir, Log: log}
-		if o.configuration != "" {
-			config, err := o.restConfig()
-			if err != nil {
-				return nil, err
-			}
-			client, err := kubernetes.NewForConfig(config)
-			if err != nil {
-				return nil, fmt.Errorf("connect to the API server: %w", err)
-			}
-			files.Configuration = certs.NewConfiguration(client, o.configuration, log)
-		}
-		return certs.NewFiles(files)
+		return o.filesSource(log)
 	default:
 		return nil, fmt.Errorf("--cert-source=%s: allowed: %s, %s, %s", o.certSource, sourceSelf, sourceCertManager, sourceSecret)
 	}
+}
+
+// filesSource returns the source of a certificate that others issue and that is mounted.
+func (o *options) filesSource(log *slog.Logger) (certs.Source, error) {
+	files := certs.FilesOptions{Dir: o.certDir, Log: log}
+	tells := o.certSource == sourceCertManager && o.certificate != ""
+	if o.configuration == "" && !tells {
+		return certs.NewFiles(files)
+	}
+	config, err := o.restConfig()
+	if err != nil {
+		return nil, err
+	}
+	if o.configuration != "" {
+		if files.Configuration, err = certs.ConnectConfiguration(config, o.configuration, log); err != nil {
+			return nil, err
+		}
+	}
+	if !tells {
+		return certs.NewFiles(files)
+	}
+	source, err := certs.NewCertManager(certs.CertManagerOptions{Files: files, REST: config, Namespace: o.namespace, Certificate: o.certificate})
+	if err != nil {
+		return nil, fmt.Errorf("%w (flags --namespace, --certificate)", err)
+	}
+	return source, nil
 }
 
 // restConfig returns the way to the API server: the kubeconfig's, else the pod's own.

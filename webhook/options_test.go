@@ -92,7 +92,7 @@ func TestUsageErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		"no command":            {nil, "serve, inject or version"},
+		"no command":            {nil, "serve, check, inject or version"},
 		"unknown command":       {[]string{"sevre"}, "sevre"},
 		"unknown flag":          {[]string{"serve", "--prot=1"}, "--prot"},
 		"log level":             {[]string{"serve", "--log-level=loud"}, "allowed: debug, info, warn, error"},
@@ -101,6 +101,9 @@ func TestUsageErrors(t *testing.T) {
 		"no certificate folder": {[]string{"serve", "--cert-source=cert-manager"}, "needs --cert-dir"},
 		"outside a cluster":     {[]string{"serve"}, "--kubeconfig"},
 		"no kubeconfig there":   {[]string{"serve", "--kubeconfig=" + dir + "/none"}, dir + "/none"},
+		"check outside":         {[]string{"check"}, "--kubeconfig"},
+		"check with a word":     {[]string{"check", "all"}, "all"},
+		"check in no time":      {[]string{"check", "--kubeconfig=" + kubeconfig(t), "--timeout=1ns"}, "no attempt came to an end"},
 		"no names":              {[]string{"serve", "--kubeconfig=" + kubeconfig(t)}, "--dns-names"},
 		"agent environment":     {append([]string{"serve", "--agent-env=A"}, unused...), "NAME=VALUE"},
 		"agent setting":         {append([]string{"serve", "--agent-arg=deadlin=1m"}, unused...), "deadlin"},

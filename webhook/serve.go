@@ -24,23 +24,26 @@ import (
 // serve answers admission requests until ctx ends and those in flight are answered.
 //
 // There is no manager around the server: its caches, leader election and clients have nothing to do here, and an
-// admission must not wait for any of them. At the end the order counts: the webhook drains while the certificate's
-// upkeep, health and metrics go on, so that a pod that is draining looks like one.
+// admission must not wait for any of them. At the end the order counts: the webhook drains (see drain), then stops
+// listening and finishes what is in flight, while the certificate's upkeep, health and metrics go on, so that a pod that
+// is draining looks like one.
 func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	source, err := o.source(log)
 	if err != nil {
 		return err
 	}
 	m := newMetrics(source)
-	server, err := newServer(o, source, m, log)
+	drain := newDrain(o.drainTimeout)
+	handler, err := newHandler(o, m, log)
 	if err != nil {
 		return err
 	}
+	door := newFrontDoor(handler, tlsConfig(source), drain, log)
 	health := http.NewServeMux()
 	health.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
-	health.Handle("/readyz", readyz(source.Ready, server.StartedChecker()))
+	health.Handle("/readyz", readyz(drain.check, func(*http.Request) error { return source.Ready() }, door.check))
 	metrics := http.NewServeMux()
-	metrics.Handle("/metrics", promhttp.HandlerFor(m.gatherer, promhttp.HandlerOpts{}))
+	metrics.Handle("/metrics", promhttp.HandlerFor(m.gatherer, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -49,18 +52,15 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	group.Go(func() error { return listenAndServe(failed, o.host, o.healthPort, health) })
 	group.Go(func() error { return listenAndServe(failed, o.host, o.metricsPort, metrics) })
 
-	serving, end := context.WithCancel(ctx)
-	defer end()
-	defer context.AfterFunc(failed, end)() // nothing of it may be missing while we serve
 	log.Info("serving", "version", version, "port", o.port, "certSource", o.certSource)
-	err = server.Start(serving)
+	err = door.serve(ctx, failed, o.host, o.port) // nothing of the above may be missing while we serve
 	stop()
 	log.Info("stopped")
 	return errors.Join(err, group.Wait())
 }
 
-// newServer returns the webhook's server with a handler for each entry of the webhook configuration.
-func newServer(o *options, source certs.Source, m *metricSet, log *slog.Logger) (ctrlwebhook.Server, error) {
+// newHandler returns the handlers for the entries of the webhook configuration, each measured by controller-runtime.
+func newHandler(o *options, m *metricSet, log *slog.Logger) (http.Handler, error) {
 	config, err := o.injection()
 	if err != nil {
 		return nil, err
@@ -69,38 +69,33 @@ func newServer(o *options, source certs.Source, m *metricSet, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	server := ctrlwebhook.NewServer(ctrlwebhook.Options{Host: o.host, Port: o.port, TLSOpts: []func(*tls.Config){useSource(source)}})
+	server := ctrlwebhook.NewServer(ctrlwebhook.Options{})
 	load := newLoad()
 	for _, path := range inject.Paths() {
 		handler, err := admit.New(injector, path.NamespaceMode, log, m.own)
 		if err != nil {
 			return nil, err
 		}
-		server.Register(path.Path, load.limit(&admission.Webhook{Handler: handler}))
+		server.Register(path.Path, front(load.limit(&admission.Webhook{Handler: handler}), log))
 	}
-	return server, nil
+	return server.WebhookMux(), nil
 }
 
-// useSource serves the source's certificate over HTTP/1.1 only: HTTP/2 gains nothing between an API server and its
+// tlsConfig serves the source's certificate over HTTP/1.1 only: HTTP/2 gains nothing between an API server and its
 // webhook, spreads its requests worse over the replicas, and has been a way to exhaust servers.
-func useSource(source certs.Source) func(*tls.Config) {
-	return func(c *tls.Config) {
-		c.GetCertificate = source.GetCertificate
-		c.NextProtos = []string{"http/1.1"}
-		c.MinVersion = tls.VersionTLS12
-	}
+func tlsConfig(source certs.Source) *tls.Config {
+	return &tls.Config{GetCertificate: source.GetCertificate, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
 }
 
-// readyz answers 200 when the certificate is one that the API server accepts and the webhook listens, else says why not.
-func readyz(certificate func() error, listening func(*http.Request) error) http.Handler {
+// readyz answers 200 when nothing is wrong (the replica is to end, its certificate is not one that the API server accepts,
+// it does not listen), else says what.
+func readyz(checks ...func(*http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		err := certificate()
-		if err == nil {
-			err = listening(r)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+		for _, check := range checks {
+			if err := check(r); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
@@ -108,7 +103,9 @@ func readyz(certificate func() error, listening func(*http.Request) error) http.
 
 // listenAndServe serves plain HTTP until ctx ends.
 func listenAndServe(ctx context.Context, host string, port int, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 90 * time.Second}
+	server := &http.Server{
+		Handler: handler, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 90 * time.Second, MaxHeaderBytes: 64 << 10,
+	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

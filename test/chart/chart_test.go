@@ -264,6 +264,22 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"port":                         {set{"ports": set{"webhook": 70000}}, "webhook"},
 		"memory limit in words":        {set{"resources": set{"limits": set{"memory": "1.5Gi"}}}, "resources.limits.memory"},
 		"grace shorter than the drain": {set{"terminationGracePeriodSeconds": 12}, "terminationGracePeriodSeconds"},
+		"a label of the chart's":       {set{"commonLabels": set{"app.kubernetes.io/name": "a"}}, "commonLabels sets app.kubernetes.io/name"},
+		"the same on pods":             {set{"podLabels": set{"app.kubernetes.io/component": "a"}}, "podLabels sets app.kubernetes.io/component"},
+		"label with a space":           {set{"commonLabels": set{"a": "b c"}}, "commonLabels/a"},
+		"key of a label":               {set{"podLabels": set{"a b": "c"}}, "'a b'"},
+		"annotation that is a boolean": {set{"commonAnnotations": set{"a": true}}, "commonAnnotations/a"},
+		"sidecars without metrics":     {set{"metrics": set{"podMonitor": set{"enabled": true}}}, "agent.metricsPort"},
+		"interval without unit":        {set{"metrics": set{"serviceMonitor": set{"interval": "30"}}}, "interval"},
+		"no way to the API server":     {set{"networkPolicy": set{"apiServerPorts": []int{}}}, "apiServerPorts"},
+		"address without length":       {set{"networkPolicy": set{"apiServerCIDRs": []string{"192.0.2.1"}}}, "apiServerCIDRs"},
+		"test in two namespaces":       {set{"helmTest": set{"namespace": "a,b"}}, "helmTest/namespace"},
+		"toleration misspelt":          {set{"tolerations": []set{{"keys": "a"}}}, "keys"},
+		"spread without a topology":    {set{"topologySpreadConstraints": []set{{"maxSkew": 1}}}, "topologyKey"},
+		"affinity misspelt":            {set{"affinity": set{"podAffinities": set{}}}, "podAffinities"},
+		"variable without a name":      {set{"extraEnv": []set{{"value": "a"}}}, "'name'"},
+		"always due":                   {set{"certs": set{"source": "cert-manager", "certManager": set{"duration": "30m", "renewBefore": "1800s"}}}, "longer than renewBefore"},
+		"outlives the CA":              {set{"certs": set{"source": "cert-manager", "certManager": set{"duration": "8760h0m1s"}}}, "8760h at most"},
 		"no service account":           {set{"serviceAccount": set{"create": false}}, "serviceAccount.name"},
 	}
 	helm, dir := offlineHelm(t)
@@ -291,6 +307,18 @@ func TestKubernetesVersions(t *testing.T) {
 		})
 		if (err == nil) != want {
 			t.Errorf("%s: got %v, want accepted=%v", version, err, want)
+		}
+	}
+}
+
+// A CA of somebody else's lives as long as it likes; the release's own allows for a year.
+func TestLongCertificates(t *testing.T) {
+	type set = map[string]any
+	for _, certManager := range []set{
+		{"duration": "8760h"}, {"duration": "87600h1m", "issuerRef": set{"name": "company"}}, {"duration": "1h0m1s", "renewBefore": "60m"},
+	} {
+		if only(t, render(t, set{"certs": set{"source": "cert-manager", "certManager": certManager}}), "Deployment") == nil {
+			t.Errorf("%v: nothing was rendered", certManager)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -20,12 +19,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -87,18 +82,23 @@ type installation struct {
 
 func install(t *testing.T, values map[string]any) installation {
 	t.Helper()
+	dir, err := plane.ChartDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return installChart(t, dir, values)
+}
+
+func installChart(t *testing.T, chart string, values map[string]any) installation {
+	t.Helper()
 	p := plane.Shared(t)
 	helm, err := p.Helm()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := plane.ChartDir()
-	if err != nil {
-		t.Fatal(err)
-	}
 	i := installation{plane: p, helm: helm, release: plane.Release{
 		Name: releaseName, Namespace: p.CreateNamespace(t, "mim-system", map[string]string{settings.LabelInject: settings.InjectEnabled}),
-		Chart: dir, Values: values,
+		Chart: chart, Values: values,
 	}}
 	if out, err := helm.Install(t.Context(), i.release); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -290,107 +290,33 @@ func TestEntriesInTheCluster(t *testing.T) {
 	}
 }
 
-func TestUpgradeAndUninstall(t *testing.T) {
-	i := install(t, nil)
-	ca := newStub(t).ca()
-	i.trust(t, ca)
-
-	versions := func() map[string]string {
-		t.Helper()
-		out := map[string]string{}
-		for _, list := range ownedLists() {
-			if err := i.plane.Client.List(t.Context(), list, client.MatchingLabels{"app.kubernetes.io/instance": releaseName}); err != nil {
-				t.Fatal(err)
-			}
-			for _, item := range items(t, list) {
-				out[item.kind+"/"+item.name] = item.version
-			}
-		}
-		return out
-	}
-	installed := versions()
-	if len(installed) != 9 {
-		t.Errorf("installed: %v, want 9 objects", installed)
-	}
-	if _, err := i.helm.Upgrade(t.Context(), i.release); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(installed, versions()); diff != "" {
-		t.Errorf("an upgrade to the same chart and values changed objects (-before +after):\n%s", diff)
-	}
-
-	changed := i.release
-	changed.Values = map[string]any{"webhook": map[string]any{"timeoutSeconds": 3}}
-	if _, err := i.helm.Upgrade(t.Context(), changed); err != nil {
-		t.Fatal(err)
-	}
-	for _, entry := range i.configuration(t).Webhooks {
-		if *entry.TimeoutSeconds != 3 {
-			t.Errorf("%s: timeout %d after the upgrade", entry.Name, *entry.TimeoutSeconds)
-		}
-		if string(entry.ClientConfig.CABundle) != string(ca) {
-			t.Errorf("%s: the upgrade took the caBundle away", entry.Name)
-		}
-	}
-
-	if _, err := i.helm.Uninstall(t.Context(), i.release.Name, i.release.Namespace); err != nil {
-		t.Fatal(err)
-	}
-	if left := versions(); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-}
-
-func ownedLists() []client.ObjectList {
-	return []client.ObjectList{
-		&appsv1.DeploymentList{}, &corev1.ServiceList{}, &corev1.ServiceAccountList{}, &corev1.ConfigMapList{},
-		&policyv1.PodDisruptionBudgetList{}, &rbacv1.RoleList{}, &rbacv1.RoleBindingList{},
-		&rbacv1.ClusterRoleList{}, &rbacv1.ClusterRoleBindingList{},
-		&admissionregistrationv1.MutatingWebhookConfigurationList{},
-	}
-}
-
-// Two releases cannot both own the webhook configuration; the second is told so, and the first goes on.
-func TestSecondReleaseIsRefused(t *testing.T) {
-	i := install(t, nil)
-	second := i.release
-	second.Name, second.Namespace = "second", i.plane.CreateNamespace(t, "second", nil)
-	_, err := i.helm.Install(t.Context(), second)
-	if err == nil || !strings.Contains(err.Error(), "multus-ip-manager") || !strings.Contains(err.Error(), "exists and cannot be imported") {
-		t.Errorf("the second release: %v", err)
-	}
-	if got := i.configuration(t).Annotations["meta.helm.sh/release-namespace"]; got != i.release.Namespace {
-		t.Errorf("the configuration now belongs to %s", got)
-	}
-}
-
-// The Deployment's pods are accepted where only restricted ones are, and as what the chart says.
+// The webhook's pods and that of `helm test` are accepted where only restricted ones are, and as what the chart says.
 func TestPodsAreRestricted(t *testing.T) {
+	p := plane.Shared(t)
+	ns := p.CreateNamespace(t, "restricted", pairs{"pod-security.kubernetes.io/enforce": "restricted"})
+	create := func(made *corev1.Pod) *corev1.Pod {
+		t.Helper()
+		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: made.Spec.ServiceAccountName}}
+		if err := p.Client.Create(t.Context(), account); err != nil && !apierrors.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		made.Namespace, made.Name = ns, "made"
+		if err := p.Client.Create(t.Context(), made, client.DryRunAll); err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
 	for _, name := range []string{"default", "secret"} {
-		t.Run(name, func(t *testing.T) {
-			i := install(t, values(t, name))
-			deployment := &appsv1.Deployment{}
-			key := client.ObjectKey{Namespace: i.release.Namespace, Name: releaseName + "-multus-ip-manager"}
-			if err := i.plane.Client.Get(t.Context(), key, deployment); err != nil {
-				t.Fatal(err)
-			}
-			ns := i.plane.CreateNamespace(t, "restricted", pairs{"pod-security.kubernetes.io/enforce": "restricted"})
-			account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: deployment.Spec.Template.Spec.ServiceAccountName}}
-			if err := i.plane.Client.Create(t.Context(), account); err != nil {
-				t.Fatal(err)
-			}
-			made := &corev1.Pod{ObjectMeta: deployment.Spec.Template.ObjectMeta, Spec: deployment.Spec.Template.Spec}
-			made.Namespace, made.Name = ns, "webhook"
-			if err := i.plane.Client.Create(t.Context(), made); err != nil {
-				t.Fatal(err)
-			}
-			if made.Spec.Priority == nil || *made.Spec.Priority != 2000000000 {
-				t.Errorf("priority %v, want that of system-cluster-critical", made.Spec.Priority)
-			}
-			if sleep := made.Spec.Containers[0].Lifecycle.PreStop.Sleep; sleep == nil || sleep.Seconds != 10 {
-				t.Errorf("preStop sleep: %v", sleep)
-			}
-		})
+		out := render(t, values(t, name))
+		template := typed[appsv1.Deployment](t, only(t, out, "Deployment")).Spec.Template
+		made := create(&corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec})
+		if made.Spec.Priority == nil || *made.Spec.Priority != 2000000000 {
+			t.Errorf("%s: priority %v, want that of system-cluster-critical", name, made.Spec.Priority)
+		}
+		if sleep := made.Spec.Containers[0].Lifecycle.PreStop.Sleep; sleep == nil || sleep.Seconds != 10 {
+			t.Errorf("%s: preStop sleep: %v", name, sleep)
+		}
+		create(typed[corev1.Pod](t, only(t, out, "Pod")))
 	}
 }
 
@@ -409,7 +335,8 @@ func TestRights(t *testing.T) {
 		{"update", "", "secrets", ns, secret, true},
 		{"watch", "", "secrets", ns, secret, true},
 		{"create", "", "secrets", ns, "", true},
-		{"delete", "", "secrets", ns, secret, false},
+		{"delete", "", "secrets", ns, secret, true}, // asked of who sets its owner, where that is enforced
+		{"delete", "", "secrets", ns, "another", false},
 		{"get", "", "secrets", ns, "another", false},
 		{"list", "", "secrets", ns, "", false},
 		{"get", "", "secrets", other, secret, false},
@@ -424,18 +351,13 @@ func TestRights(t *testing.T) {
 		{"get", "", "namespaces", "", ns, false},
 		{"get", "", "configmaps", ns, "", false},
 	}
+	waitFor(t, "the API server to learn of the roles", func() bool {
+		return may(t, i.plane, ns, releaseName+"-multus-ip-manager", "create", "", "secrets", ns, "") &&
+			may(t, i.plane, ns, releaseName+"-multus-ip-manager", "get", group, configs, "", "multus-ip-manager")
+	})
 	for _, test := range tests {
-		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
-			User: "system:serviceaccount:" + ns + ":" + releaseName + "-multus-ip-manager",
-			ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Verb: test.verb, Group: test.group, Resource: test.resource, Namespace: test.namespace, Name: test.name,
-			},
-		}}
-		if err := i.plane.Client.Create(t.Context(), review); err != nil {
-			t.Fatal(err)
-		}
-		if review.Status.Allowed != test.want {
-			t.Errorf("%s %s %s/%s: allowed=%v, want %v", test.verb, test.resource, test.namespace, test.name, review.Status.Allowed, test.want)
+		if got := may(t, i.plane, ns, releaseName+"-multus-ip-manager", test.verb, test.group, test.resource, test.namespace, test.name); got != test.want {
+			t.Errorf("%s %s %s/%s: allowed=%v, want %v", test.verb, test.resource, test.namespace, test.name, got, test.want)
 		}
 	}
 
@@ -464,6 +386,84 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// may asks the API server what a service account may do.
+func may(t *testing.T, p *plane.Plane, namespace, account, verb, group, resource, in, name string) bool {
+	t.Helper()
+	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User:               "system:serviceaccount:" + namespace + ":" + account,
+		ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Group: group, Resource: resource, Namespace: in, Name: name},
+	}}
+	if err := p.Client.Create(t.Context(), review); err != nil {
+		t.Fatal(err)
+	}
+	return review.Status.Allowed
+}
+
+// Where others make the certificate, the webhook writes nothing: it reads what tells it how the certificate is.
+func TestRightsWithForeignCertificates(t *testing.T) {
+	const admission, certManager = "admissionregistration.k8s.io", "cert-manager.io"
+	type right struct {
+		verb, group, resource, name string
+		clusterWide                 bool
+	}
+	account := releaseName + "-multus-ip-manager"
+	configuration := right{"get", admission, "mutatingwebhookconfigurations", "multus-ip-manager", true}
+	never := []right{
+		{"patch", admission, "mutatingwebhookconfigurations", "multus-ip-manager", true}, {"get", "", "secrets", account + "-ca", false},
+		{"create", "", "secrets", "", false}, {"get", certManager, "certificates", "another", false}, {"list", certManager, "certificates", "", false},
+		{"update", certManager, "certificates", account, false}, {"get", certManager, "issuers", "another", false}, {"get", certManager, "clusterissuers", "another", true},
+	}
+	type set = map[string]any
+	for title, test := range map[string]struct {
+		certs set
+		may   []right
+	}{
+		"secret":           {set{"source": "secret", "secretName": "mine"}, nil},
+		"its own CA":       {set{"source": "cert-manager"}, []right{{"get", certManager, "certificates", account, false}, {"get", certManager, "issuers", account, false}}},
+		"an Issuer":        {set{"source": "cert-manager", "certManager": set{"issuerRef": set{"name": "company"}}}, []right{{"get", certManager, "issuers", "company", false}}},
+		"a ClusterIssuer":  {set{"source": "cert-manager", "certManager": set{"issuerRef": set{"name": "company", "kind": "ClusterIssuer"}}}, []right{{"get", certManager, "clusterissuers", "company", true}}},
+		"another issuer's": {set{"source": "cert-manager", "certManager": set{"issuerRef": set{"name": "company", "group": "awspca.cert-manager.io"}}}, []right{{"get", certManager, "certificates", account, false}}},
+	} {
+		t.Run(title, func(t *testing.T) {
+			p := plane.Shared(t)
+			ns := p.CreateNamespace(t, "rights", nil)
+			helm, dir := offlineHelm(t)
+			i := installation{plane: p, helm: helm, release: plane.Release{Name: releaseName, Namespace: ns, Chart: dir, Values: set{"certs": test.certs}}}
+			// Only the roles: cert-manager's kinds need not be there.
+			for _, object := range decode(t, i.rendered(t, "--skip-tests")) {
+				if object.GroupVersionKind().Group != "rbac.authorization.k8s.io" {
+					continue
+				}
+				if err := p.Client.Create(t.Context(), object); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if err := p.Client.Delete(context.WithoutCancel(t.Context()), object); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			check := func(rights []right, want bool) {
+				for _, r := range rights {
+					in := ns
+					if r.clusterWide {
+						in = ""
+					}
+					allowed := func() bool { return may(t, p, ns, account, r.verb, r.group, r.resource, in, r.name) }
+					if want {
+						// The API server learns of new roles within a moment.
+						waitFor(t, "the right to "+r.verb+" "+r.resource+" "+r.name, allowed)
+					} else if allowed() {
+						t.Errorf("%s %s %q is allowed", r.verb, r.resource, r.name)
+					}
+				}
+			}
+			check(append(test.may, configuration), true)
+			check(never, false)
+		})
+	}
+}
+
 func TestNotesTellTheNextCommand(t *testing.T) {
 	p := plane.Shared(t)
 	helm, err := p.Helm()
@@ -486,7 +486,10 @@ func TestNotesTellTheNextCommand(t *testing.T) {
 		}},
 		"secret":         {values(t, "secret"), []string{"my-certificate", "caBundle"}},
 		"failure policy": {set{"webhook": set{"failurePolicy": "Ignore"}}, []string{"failurePolicy is Ignore"}},
-		"mode":           {set{"agent": set{"mode": "init"}}, []string{`"init"`, "leaves Secret"}},
+		"mode":           {set{"agent": set{"mode": "sidecar"}}, []string{`"sidecar"`}},
+		"one replica":    {set{"replicaCount": 1}, []string{"while the only replica is away, no Multus pod"}},
+		"none":           {set{"replicaCount": 0}, []string{"no webhook runs, no Multus pod"}},
+		"test":           {nil, []string{"with --set helmTest.namespace=NAMESPACE", "helm test mim --namespace " + ns}},
 	} {
 		out, err := helm.Install(t.Context(), plane.Release{
 			Name: releaseName, Namespace: ns, Chart: dir, Values: test.values, Args: []string{"--dry-run=client"},
@@ -495,6 +498,9 @@ func TestNotesTellTheNextCommand(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		_, notes, _ := strings.Cut(out, "\nNOTES:\n")
+		if strings.Contains(notes, "<no value>") || strings.Contains(notes, "\n\n\n") {
+			t.Errorf("%s:\n%s", name, notes)
+		}
 		for _, want := range append(test.wants, "kubectl label namespace NAMESPACE "+settings.LabelInject+"="+settings.InjectEnabled) {
 			if !strings.Contains(notes, want) {
 				t.Errorf("%s: the notes do not say %s:\n%s", name, want, notes)
@@ -513,23 +519,4 @@ func waitFor(t *testing.T, what string, done func() bool) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-type item struct{ kind, name, version string }
-
-func items(t *testing.T, list client.ObjectList) []item {
-	t.Helper()
-	var out []item
-	err := meta.EachListItem(list, func(object runtime.Object) error {
-		accessor, err := meta.Accessor(object)
-		if err != nil {
-			return err
-		}
-		out = append(out, item{reflect.TypeOf(object).Elem().Name(), accessor.GetNamespace() + "/" + accessor.GetName(), accessor.GetResourceVersion()})
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }

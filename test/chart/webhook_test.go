@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -83,7 +84,7 @@ func TestWebhookRunsAsTheChartSays(t *testing.T) {
 			args := append(arguments(t, manifests), "--kubeconfig="+kubeconfig, "--host=127.0.0.1", "--dns-names=127.0.0.1",
 				"--port="+port, "--health-port="+health, "--metrics-port="+freePort(t))
 			base := "http://127.0.0.1:" + health
-			stop := start(t, webhook, args, base+"/healthz")
+			stop := sync.OnceFunc(start(t, webhook, args, base+"/healthz"))
 			defer stop()
 			if ready {
 				waitFor(t, "the webhook to be ready", func() bool { return ok(t, base+"/readyz") })
@@ -100,6 +101,10 @@ func TestWebhookRunsAsTheChartSays(t *testing.T) {
 				}
 				if !ok(t, base+"/readyz") {
 					t.Error("an upgrade of the chart took the webhook's trust away")
+				}
+				if name == "default" {
+					i.release.Values = changed.Values
+					testHelmTest(t, i, webhook, kubeconfig, stop)
 				}
 			} else if ok(t, base+"/readyz") {
 				t.Error("ready without a certificate")

@@ -4,6 +4,8 @@
 #   build.sh BINARY...   for each: build Dockerfile.BINARY, check the image, run "BINARY version" in it
 #   build.sh clean       remove the storage
 #
+# With KEEP=DIR, each image is also written to DIR/multus-ip-BINARY.tar, with the name and tag that the chart asks for.
+#
 # It needs root (to compose a file system), buildah and a static busybox. The base image that the Dockerfiles name is
 # composed from this machine's Go, so the Go cache that tests and binaries fill serves the images too: a build links.
 set -euo pipefail
@@ -64,6 +66,10 @@ image() {
     --build-arg VERSION="$VERSION" --env GOPROXY="$(go env GOPROXY)" --env GOSUMDB="$(go env GOSUMDB)" \
     -f "Dockerfile.$name" -t "$ref" . >/dev/null
   b push --quiet --format oci "$ref" "oci:$out" >/dev/null
+  if [[ -n ${KEEP:-} ]]; then
+    rm -f "$KEEP/$ref.tar" # it cannot be written over
+    b push --quiet "$ref" "docker-archive:$KEEP/$ref.tar:docker.io/library/$ref:$(sed -n 's/^appVersion: *//p' manifests/chart/Chart.yaml)" >/dev/null
+  fi
   # shellcheck disable=SC2086 # limits are several words
   go run ./test/image -layout "$out" -binary "$name" -arch "$ARCH" -version "$VERSION" ${limits[$name]:-}
   if [[ $ARCH == "$(go env GOHOSTARCH)" ]]; then

@@ -151,6 +151,8 @@ func (p *Plane) environment(opts Options, apiServer, etcd string) (*envtest.Envi
 	args.Set("endpoint-reconciler-type", "none")
 	// envtest switches ServiceAccount admission off. Here pods shall go through what a cluster's pods go through.
 	args.Disable("disable-admission-plugins")
+	// As on OpenShift: who may not delete an object may not say whose it is.
+	args.Append("enable-admission-plugins", "OwnerReferencesPermissionEnforcement")
 	args.Set("profiling", "false")
 	for name, values := range opts.APIServerArgs {
 		args.Set(name, values...)

@@ -116,7 +116,10 @@ func buildArgs(r Recipe, out string) []string {
 	for _, stamp := range r.Stamps {
 		ldflags += " -X " + stamp
 	}
-	return []string{"build", "-v", "-mod=readonly", "-ldflags", ldflags, "-o", out, r.Package}
+	if len(r.More) > 0 {
+		out += "/" // the go command then makes a folder
+	}
+	return append([]string{"build", "-v", "-mod=readonly", "-ldflags", ldflags, "-o", out, r.Package}, r.More...)
 }
 
 // buildEnv is added to the environment of a build. These settings are those of the product's own builds, so that the

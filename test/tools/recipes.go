@@ -13,6 +13,9 @@ type Recipe struct {
 	Version string
 	// Package is the main package that is built.
 	Package string
+	// More are further main packages of the same module graph. A tool with them is a folder of binaries, each called as
+	// the last element of its package's path.
+	More []string
 	// Stamps are the linker's -X settings (import path of the variable=value). Kubernetes and Helm learn their version
 	// from these alone; without them a chart's kubeVersion check sees v0.0.0 or v1.20 and refuses.
 	Stamps []string
@@ -24,7 +27,11 @@ type Recipe struct {
 
 // The order is that of `make tools`: what the tests need first is built first.
 func pinned() []Recipe {
-	const kubernetes = "1.36.3"
+	const (
+		kubernetes  = "1.36.3"
+		cniPlugins  = "github.com/containernetworking/plugins"
+		whereabouts = "github.com/k8snetworkplumbingwg/whereabouts"
+	)
 	return []Recipe{
 		{
 			Name: "etcd", Module: "go.etcd.io/etcd/server/v3", Version: "3.6.16", Package: "go.etcd.io/etcd/server/v3",
@@ -59,8 +66,46 @@ func pinned() []Recipe {
 			FirstBuild: 20 * time.Second,
 		},
 		{
+			Name: "cert-manager", Module: "github.com/cert-manager/cert-manager", Version: "1.21.2",
+			Package:    "multus-ip-manager.io/test/tools/cert-manager",
+			FirstBuild: 2 * time.Minute,
+		},
+		{
+			Name: "promcheck", Module: "github.com/prometheus/prometheus", Version: "0.315.0",
+			Package:    "multus-ip-manager.io/test/tools/promcheck",
+			FirstBuild: time.Minute,
+		},
+		{
 			Name: "kubectl", Module: "k8s.io/kubernetes", Version: kubernetes, Package: "k8s.io/kubernetes/cmd/kubectl",
 			Stamps: kubernetesStamps(kubernetes, "1", "36"), FirstBuild: 2 * time.Minute, Optional: true,
+		},
+		// What the test cluster has beside the control plane.
+		{
+			Name: "kubernetes-node", Module: "k8s.io/kubernetes", Version: kubernetes, Package: "k8s.io/kubernetes/cmd/kubelet",
+			More: []string{
+				"k8s.io/kubernetes/cmd/kube-controller-manager",
+				"k8s.io/kubernetes/cmd/kube-scheduler",
+				"k8s.io/kubernetes/cmd/kube-proxy",
+			},
+			Stamps: kubernetesStamps(kubernetes, "1", "36"), FirstBuild: 5 * time.Minute, Optional: true,
+		},
+		{
+			Name: "cni-plugins", Module: cniPlugins, Version: "1.9.1", Package: cniPlugins + "/plugins/main/loopback",
+			More: []string{
+				cniPlugins + "/plugins/main/ipvlan",
+				cniPlugins + "/plugins/ipam/host-local",
+				cniPlugins + "/plugins/ipam/static",
+			},
+			FirstBuild: 30 * time.Second, Optional: true,
+		},
+		{
+			Name: "multus", Module: "gopkg.in/k8snetworkplumbingwg/multus-cni.v4", Version: "4.1.4",
+			Package:    "gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus",
+			FirstBuild: 3 * time.Minute, Optional: true,
+		},
+		{
+			Name: "whereabouts", Module: whereabouts, Version: "0.9.4", Package: whereabouts + "/cmd",
+			FirstBuild: 3 * time.Minute, Optional: true,
 		},
 	}
 }

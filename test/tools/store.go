@@ -126,7 +126,8 @@ func (s *Store) Dir(tool string) (string, error) {
 	return filepath.Join(s.bin, strings.Join([]string{r.Name, r.Version, runtime.GOOS, runtime.GOARCH, hash}, "-")), nil
 }
 
-// Path returns the tool's binary; the error wraps ErrNotBuilt where it is not there.
+// Path returns the tool's binary, or the folder of its binaries where it has several; the error wraps ErrNotBuilt where it
+// is not there.
 func (s *Store) Path(tool string) (string, error) {
 	dir, err := s.Dir(tool)
 	if err != nil {
@@ -155,12 +156,17 @@ func (s *Store) Clean() error {
 func (s *Store) hash(r Recipe) (string, error) {
 	text := fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%q\n%q\n",
 		goRelease(runtime.Version()), r.Name, r.Version, r.Package, buildArgs(r, "OUT"), buildEnv())
-	for _, name := range []string{"go.mod", "go.sum"} {
-		data, err := os.ReadFile(filepath.Join(s.modules, r.Name, name))
+	// A tool may have source of its own beside its module.
+	sources, err := filepath.Glob(filepath.Join(s.modules, r.Name, "*.go"))
+	if err != nil {
+		return "", fmt.Errorf("read the recipe of %s: %w", r.Name, err)
+	}
+	for _, path := range append([]string{filepath.Join(s.modules, r.Name, "go.mod"), filepath.Join(s.modules, r.Name, "go.sum")}, sources...) {
+		data, err := os.ReadFile(path)
 		if err != nil {
 			return "", fmt.Errorf("read the recipe of %s: %w", r.Name, err)
 		}
-		text = fmt.Appendf(text, "%s %d\n%s", name, len(data), data)
+		text = fmt.Appendf(text, "%s %d\n%s", filepath.Base(path), len(data), data)
 	}
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])[:12], nil

@@ -89,6 +89,30 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+func TestAToolOfSeveralProgramsIsAFolder(t *testing.T) {
+	s := newStore(t, hello)
+	for _, name := range []string{"first", "second"} {
+		dir := filepath.Join(s.modules, "hello", name)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte("package main\n\nfunc main() { print(\""+name+"\") }\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.recipes[0].Package, s.recipes[0].More = "./first", []string{"./second"}
+	path, err := s.Build(t.Context(), "hello", &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"first", "second"} {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(path, name)).CombinedOutput()
+		if err != nil || string(out) != name {
+			t.Errorf("%s says %q, %v", name, out, err)
+		}
+	}
+}
+
 func TestConcurrentBuildsCompileOnce(t *testing.T) {
 	s := newStore(t, hello)
 	// A stand-in for the Go command that counts its runs.
@@ -271,11 +295,15 @@ func TestRecipesAgreeWithTheirModules(t *testing.T) {
 		}
 		for _, want := range []string{
 			"module multus-ip-manager.io/test/tools/" + r.Name + "\n",
-			"tool " + r.Package + "\n",
 			r.Module + " v" + r.Version + " ",
 		} {
 			if !strings.Contains(string(data), want) {
 				t.Errorf("%s/go.mod does not hold %q", r.Name, strings.TrimSpace(want))
+			}
+		}
+		for _, pkg := range append([]string{r.Package}, r.More...) {
+			if !strings.Contains(string(data), "tool "+pkg+"\n") && !strings.Contains(string(data), "\n\t"+pkg+"\n") {
+				t.Errorf("%s/go.mod has no tool %s", r.Name, pkg)
 			}
 		}
 		for _, stamp := range r.Stamps {

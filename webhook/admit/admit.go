@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +28,9 @@ const (
 	// DurationMetric is a histogram of the seconds a decision takes, without the
 	// transport.
 	DurationMetric = "multus_ip_manager_admission_decision_duration_seconds"
+	// PanicsMetric counts decisions that ended in a panic, which is always a
+	// fault of the webhook. Its log has the stack.
+	PanicsMetric = "multus_ip_manager_admission_panics_total"
 )
 
 // Handler answers admission requests of one webhook entry. A dry run is handled
@@ -36,6 +41,7 @@ type Handler struct {
 	log       *slog.Logger
 	decisions *prometheus.CounterVec
 	duration  prometheus.Histogram
+	panics    prometheus.Counter
 }
 
 var _ admission.Handler = (*Handler)(nil)
@@ -56,13 +62,20 @@ func New(injector *inject.Injector, namespace inject.NamespaceMode, log *slog.Lo
 	duration, err := register(reg, prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: DurationMetric,
 		Help: "Time to decide about one pod, without the transport.",
-		// A decision takes 20 µs for a small pod and some ms at the API's size limit.
-		Buckets: []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3},
+		// A decision takes 20 µs for a small pod and some ms at the API's size limit; the API server waits 5 s for all.
+		Buckets: []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 250e-3, 1, 5},
 	}))
 	if err != nil {
 		return nil, err
 	}
-	return &Handler{injector: injector, namespace: namespace, log: log, decisions: decisions, duration: duration}, nil
+	panics, err := register(reg, prometheus.NewCounter(prometheus.CounterOpts{
+		Name: PanicsMetric,
+		Help: "Decisions that ended in a panic; the pod was refused, and the log has the stack.",
+	}))
+	if err != nil {
+		return nil, err
+	}
+	return &Handler{injector: injector, namespace: namespace, log: log, decisions: decisions, duration: duration, panics: panics}, nil
 }
 
 // register registers a collector, or gives the one that is registered already.
@@ -81,7 +94,12 @@ func register[C prometheus.Collector](reg prometheus.Registerer, c C) (C, error)
 }
 
 // Handle decides about one request.
-func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.Response {
+func (h *Handler) Handle(ctx context.Context, req admission.Request) (resp admission.Response) {
+	defer func() {
+		if p := recover(); p != nil {
+			resp = h.panicked(ctx, req, p)
+		}
+	}()
 	start := time.Now()
 	d := h.injector.Decide(inject.Request{
 		Operation:     string(req.Operation),
@@ -118,6 +136,25 @@ func Response(d inject.Decision) admission.Response {
 	return resp
 }
 
+// panicked counts and logs a panic, and refuses the pod. controller-runtime would deal with it, too, but tells the value
+// to whoever creates the pod and to the log, and the value may hold what the pod's containers are told. Its type and the
+// stack, in which arguments are but addresses, say where the fault is; the runtime's own errors hold nothing else.
+func (h *Handler) panicked(ctx context.Context, req admission.Request, p any) admission.Response {
+	h.panics.Inc()
+	attrs := []slog.Attr{
+		slog.String("namespace", req.Namespace), slog.String("pod", req.Name), slog.String("request", string(req.UID)),
+		slog.String("type", fmt.Sprintf("%T", p)), slog.String("stack", string(debug.Stack())),
+	}
+	if err, ok := p.(runtime.Error); ok {
+		attrs = append(attrs, slog.String("error", err.Error()))
+	}
+	h.log.LogAttrs(ctx, slog.LevelError, "panic in a decision", attrs...)
+	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{Result: &metav1.Status{
+		Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError,
+		Message: fmt.Sprintf("multus-ip-manager failed while it looked at this pod; its log has the stack under request %s", req.UID),
+	}}}
+}
+
 // tell writes the log line of a decision: never the pod's content.
 func (h *Handler) tell(ctx context.Context, req admission.Request, d inject.Decision, took time.Duration) {
 	level := slog.LevelInfo
@@ -147,13 +184,13 @@ func (h *Handler) tell(ctx context.Context, req admission.Request, d inject.Deci
 		slog.String("reason", string(d.Reason)),
 		slog.String("request", string(req.UID)),
 		slog.Bool("dryRun", req.DryRun != nil && *req.DryRun),
-		slog.Duration("took", took),
+		slog.String("took", took.String()),
 	}
 	if d.Action == inject.ActionDeny {
 		attrs = append(attrs, slog.String("message", d.Message))
 	}
-	if len(d.Warnings) > 0 {
-		attrs = append(attrs, slog.Any("warnings", d.Warnings))
+	if len(d.LogWarnings) > 0 {
+		attrs = append(attrs, slog.Any("warnings", d.LogWarnings))
 	}
 	h.log.LogAttrs(ctx, level, "admission", attrs...)
 }

@@ -331,6 +331,9 @@ func FuzzReview(f *testing.F) {
 	e := &entry{http: &admission.Webhook{Handler: h, RecoverPanic: &no}}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		resp := e.post(t, body)
+		if resp.Result != nil && resp.Result.Code == http.StatusInternalServerError {
+			t.Fatalf("a panic: %+v", resp)
+		}
 		if (resp.Patch != nil) != (resp.PatchType != nil) || resp.Patch != nil && !resp.Allowed {
 			t.Fatalf("%+v", resp)
 		}

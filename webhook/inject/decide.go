@@ -67,6 +67,8 @@ type Decision struct {
 	Message string
 	// Warnings are shown to the client that creates the pod.
 	Warnings []string
+	// LogWarnings are the same, without what they quote of annotations that are not ours.
+	LogWarnings []string
 	// Patch is the JSON patch, nil unless Action is ActionInject or ActionAdjust.
 	// It may be shared between decisions and must not be changed.
 	Patch []byte
@@ -108,21 +110,28 @@ func (i *Injector) decide(r Request) Decision {
 	e := examination{prepared: i.current.Load(), pod: pod, request: r}
 	d := e.run()
 	d.Subject = pod.subject(r.Namespace)
-	d.Warnings = e.warnings
+	d.Warnings, d.LogWarnings = e.warnings, e.logWarnings
 	return d
 }
 
 // examination is the state of one decision.
 type examination struct {
 	*prepared
-	pod      *podView
-	class    Class // without the container that was injected before
-	request  Request
-	warnings []string
+	pod                   *podView
+	class                 Class // without the container that was injected before
+	request               Request
+	warnings, logWarnings []string
 }
 
 func (e *examination) warn(format string, args ...any) {
-	e.warnings = append(e.warnings, WarningPrefix+fmt.Sprintf(format, args...))
+	text := WarningPrefix + fmt.Sprintf(format, args...)
+	e.warnings, e.logWarnings = append(e.warnings, text), append(e.logWarnings, text)
+}
+
+// warnOf warns of something whose cause quotes what others wrote: whoever creates the pod may read it, not all who read the log.
+func (e *examination) warnOf(text string, cause error) {
+	text = WarningPrefix + text
+	e.warnings, e.logWarnings = append(e.warnings, text+": "+cause.Error()), append(e.logWarnings, text)
 }
 
 func (e *examination) run() Decision {
@@ -297,7 +306,7 @@ func (e *examination) warnAbout(mode settings.Mode, networks []settings.Network,
 	annotations := e.pod.Metadata.Annotations
 	switch {
 	case networksErr != nil:
-		e.warn("pod annotation %s cannot be parsed, so Multus will not start this pod; correct it: %v", settings.Networks, networksErr)
+		e.warnOf(fmt.Sprintf("pod annotation %s cannot be parsed, so Multus will not start this pod; correct it", settings.Networks), networksErr)
 	case len(networks) == 0 && mode == settings.Init:
 		e.warn("the pod asks for no network in %s; mode %s manages only what is attached when the pod starts: name networks, or use mode %s",
 			settings.Networks, mode, settings.Sidecar)

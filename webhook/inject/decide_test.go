@@ -44,7 +44,7 @@ func TestRequests(t *testing.T) {
 		"a deletion without body": {inject.Request{Operation: "DELETE", Resource: "pods"}, inject.NotCreated, ""},
 		"no body":                 {inject.Request{}, inject.BadRequest, "cannot be decoded"},
 		"null":                    {inject.Request{Pod: []byte("null")}, inject.BadRequest, "null"},
-		"a list":                  {inject.Request{Pod: []byte("[]")}, inject.BadRequest, "[]"},
+		"a list":                  {inject.Request{Pod: []byte("[]")}, inject.BadRequest, "not a list"},
 		"cut off":                 {inject.Request{Pod: good[:len(good)-2]}, inject.BadRequest, "unexpected end"},
 		"no containers":           {inject.Request{Pod: []byte(`{"spec":{}}`)}, inject.BadRequest, "at least one container"},
 		"annotations of another type": {inject.Request{Pod: []byte(`{"metadata":{"annotations":{"a":1}},"spec":{"containers":[{}]}}`)},

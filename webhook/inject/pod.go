@@ -99,7 +99,7 @@ func (q *quantity) UnmarshalJSON(b []byte) error {
 func decodePod(raw []byte) (*podView, error) {
 	// JSON null decodes into anything, but it is no pod.
 	if trimmed := strings.TrimSpace(string(raw[:min(len(raw), 16)])); !strings.HasPrefix(trimmed, "{") {
-		return nil, fmt.Errorf("a pod is a JSON object, not %q", trimmed)
+		return nil, fmt.Errorf("a pod is a JSON object, not %s", kindOf(trimmed))
 	}
 	p := new(podView)
 	twice, err := kjson.UnmarshalStrict(raw, p, kjson.DisallowDuplicateFields)
@@ -117,6 +117,19 @@ func decodePod(raw []byte) (*podView, error) {
 		return p, errors.New("a pod has at least one container")
 	}
 	return p, nil
+}
+
+// kindOf names a JSON value that is no object by how it begins. The value itself is not for the log.
+func kindOf(begin string) string {
+	switch {
+	case begin == "":
+		return "nothing"
+	case begin == "null":
+		return begin
+	case begin[0] == '[':
+		return "a list"
+	}
+	return "a plain value"
 }
 
 // hasContainer tells whether any container of the pod has the name.

@@ -24,15 +24,70 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: webhook
 {{- end -}}
 
-{{/* Labels of every object. */}}
-{{- define "mim.labels" -}}
+{{/* The labels that the chart itself gives every object. */}}
+{{- define "mim.ownLabels" -}}
 {{ include "mim.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{/* Labels of every object. */}}
+{{- define "mim.labels" -}}
+{{ include "mim.ownLabels" . }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/*
+The annotations of an object, with their key; nothing where there are none. Call with a dict of root and, where the object
+has annotations of its own, more: they win.
+*/}}
+{{- define "mim.annotations" -}}
+{{- with merge (dict) (default (dict) .more) (default (dict) .root.Values.commonAnnotations) -}}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of what `helm test` makes: not those of the webhook's pods, or the Service would send requests there. */}}
+{{- define "mim.testLabels" -}}
+app.kubernetes.io/name: {{ include "mim.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations of what `helm test` makes; call with the weight, by which Helm orders it. */}}
+{{- define "mim.testAnnotations" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
+{{- end -}}
+
+{{/* The restricted Pod Security Standard, for a pod and for its container. */}}
+{{- define "mim.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "mim.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
 {{- end -}}
 
 {{/* Name of the webhook configuration: fixed, because its place in the order of names matters. */}}
@@ -89,6 +144,30 @@ multus-ip-manager
 /etc/multus-ip-manager/certs
 {{- end -}}
 
+{{/*
+Refuses a second release. What is asked of the cluster decides only whether the chart is rendered, never what: the output is
+the same everywhere. A configuration that no release owns is left to Helm, whose own message names the cure
+(--take-ownership).
+*/}}
+{{- define "mim.checkOwner" -}}
+{{- $found := lookup "admissionregistration.k8s.io/v1" "MutatingWebhookConfiguration" "" (include "mim.configurationName" .) -}}
+{{- $annotations := default (dict) (dig "metadata" "annotations" (dict) $found) -}}
+{{- $name := get $annotations "meta.helm.sh/release-name" -}}
+{{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
+{{- if and $name (or (ne $name .Release.Name) (ne $namespace .Release.Namespace)) -}}
+{{- fail (printf "this cluster has the chart already, as release %q in namespace %q. One release serves all namespaces, and there can be no second one: both would need the webhook configuration %q, whose name is fixed because it decides its place among other webhooks. Upgrade that release (helm upgrade %s CHART --namespace %s), or remove it first (helm uninstall %s --namespace %s)" $name $namespace (include "mim.configurationName" .) $name $namespace $name $namespace) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds of a duration such as 2160h0m0s. */}}
+{{- define "mim.seconds" -}}
+{{- $seconds := 0 -}}
+{{- range $part := regexFindAll "[0-9]+[hms]" . -1 -}}
+{{- $seconds = trimSuffix (substr (int (sub (len $part) 1)) -1 $part) $part | int64 | mul (get (dict "h" 3600 "m" 60 "s" 1) (substr (int (sub (len $part) 1)) -1 $part)) | add $seconds -}}
+{{- end -}}
+{{- $seconds -}}
+{{- end -}}
+
 {{/* Refuses what the webhook would refuse when it starts. What is not said by the schema of the values is said here. */}}
 {{- define "mim.check" -}}
 {{- $deadline := .Values.agent.deadline -}}
@@ -111,9 +190,34 @@ multus-ip-manager
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
+{{- range $value := list "commonLabels" "podLabels" -}}
+{{- range $key, $_ := default (dict) (get $.Values $value) -}}
+{{- if has $key (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") -}}
+{{- fail (printf "%s sets %s, which the chart sets itself: by these labels the Service finds the webhook's pods" $value $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (dig "podMonitor" "enabled" false (default (dict) .Values.metrics)) (not .Values.agent.metricsPort) -}}
+{{- fail "metrics.podMonitor.enabled needs agent.metricsPort: without a port there is nothing to scrape" -}}
+{{- end -}}
+{{- if eq .Values.certs.source "cert-manager" -}}
+{{- $times := .Values.certs.certManager -}}
+{{- $duration := include "mim.seconds" $times.duration | int64 -}}
+{{- if le $duration (include "mim.seconds" $times.renewBefore | int64) -}}
+{{- fail (printf "certs.certManager.duration is %s; it must be longer than renewBefore (%s), or the certificate would always be due" $times.duration $times.renewBefore) -}}
+{{- end -}}
+{{- if and (not $times.issuerRef.name) (gt $duration 31536000) -}}
+{{- fail (printf "certs.certManager.duration is %s; with the release's own CA, which is renewed a year before its end, it can be 8760h at most, or a certificate could outlive the CA" $times.duration) -}}
+{{- end -}}
+{{- end -}}
 {{- if ne (list .Values.ports.webhook .Values.ports.health .Values.ports.metrics | uniq | len) 3 -}}
 {{- fail "ports.webhook, ports.health and ports.metrics must differ" -}}
 {{- end -}}
+{{- end -}}
+
+{{/* How long the webhook may drain after SIGTERM: what the grace period leaves beside the preStop sleep and one admission. */}}
+{{- define "mim.drainSeconds" -}}
+{{- add .Values.preStopSeconds .Values.webhook.timeoutSeconds 1 | sub .Values.terminationGracePeriodSeconds | max 0 | min 10 -}}
 {{- end -}}
 
 {{/* The webhook's arguments, as a YAML list. Deployment and NOTES.txt use the same. */}}
@@ -124,6 +228,7 @@ multus-ip-manager
 - --port={{ .Values.ports.webhook }}
 - --health-port={{ .Values.ports.health }}
 - --metrics-port={{ .Values.ports.metrics }}
+- --drain-timeout={{ include "mim.drainSeconds" . }}s
 - --webhook-configuration={{ include "mim.configurationName" . }}
 {{- if eq .Values.certs.source "self" }}
 - --cert-source=self
@@ -133,6 +238,10 @@ multus-ip-manager
 {{- else }}
 - --cert-source={{ .Values.certs.source }}
 - --cert-dir={{ include "mim.certDir" . }}
+{{- if eq .Values.certs.source "cert-manager" }}
+- --namespace={{ .Release.Namespace }}
+- --certificate={{ include "mim.fullname" . }}
+{{- end }}
 {{- end }}
 - --default-mode={{ $agent.mode }}
 - --agent-image={{ include "mim.image" (dict "image" $agent.image "chart" .Chart) }}
@@ -175,7 +284,7 @@ Nine tenths of the memory limit in bytes, for GOMEMLIMIT; nothing without a limi
 understood; any other is refused rather than misread.
 */}}
 {{- define "mim.goMemLimit" -}}
-{{- $limits := default (dict) .Values.resources.limits -}}
+{{- $limits := default (dict) (default (dict) .Values.resources).limits -}}
 {{- with $limits.memory -}}
 {{- $text := ternary . (int64 . | toString) (kindIs "string" .) | toString -}}
 {{- if not (regexMatch "^[0-9]+(Ki|Mi|Gi|k|M|G)?$" $text) -}}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// headerTime is for the TLS handshake, and for the header of a request.
+	headerTime = 10 * time.Second
+	// idleTime is longer than the 90 s for which API servers keep a connection on which nothing is asked: they close it then.
+	// Who closes a connection must know that nothing is about to be asked on it, and only the API server knows that.
+	idleTime = 5 * time.Minute
+	// lingerTime is how long connections stay that were told to go, for what is on its way on them.
+	lingerTime = time.Second
+	// finishTime is how long the rest may take. The kubelet ends it earlier with the chart's settings.
+	finishTime = time.Minute
+)
+
+// goodbye is what a webhook that ends says on a connection on which nothing was asked. An API server that asks at that very
+// moment takes it for the answer, and, by its client's rule for 503 with Retry-After, asks again on another connection.
+// Without it, what it asked would be lost: it repeats no call whose connection ended.
+const goodbye = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+// frontDoor serves admission requests over TLS. It is not controller-runtime's server because that one closes idle connections
+// when it ends, and also when they are idle for 90 s, without regard to what is on its way on them.
+type frontDoor struct {
+	server *http.Server
+	config *tls.Config
+	drain  *drain
+	log    *slog.Logger
+
+	address atomic.Pointer[string] // once it listens
+
+	mu      sync.Mutex
+	quiet   map[*tls.Conn]struct{} // connections on which nothing is being asked
+	leaving bool                   // goodbye is being said
+}
+
+func newFrontDoor(handler http.Handler, config *tls.Config, drain *drain, log *slog.Logger) *frontDoor {
+	d := &frontDoor{config: config, drain: drain, log: log, quiet: map[*tls.Conn]struct{}{}}
+	d.server = &http.Server{
+		Handler: drain.handler(handler), ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: 64 << 10, ConnState: d.follow,
+	}
+	return d
+}
+
+// serve listens until ctx ends, and then drains, says goodbye, and finishes what is in flight. When failed ends, it does not
+// take that time.
+func (d *frontDoor) serve(ctx, failed context.Context, host string, port int) error {
+	listener, err := (&net.ListenConfig{}).Listen(context.WithoutCancel(ctx), "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	address := listener.Addr().String()
+	d.address.Store(&address)
+	ended := make(chan error, 1)
+	go func() { ended <- d.server.Serve(tls.NewListener(listener, d.config)) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve: %w", err)
+	case <-failed.Done():
+	case <-ctx.Done():
+		d.log.Info("draining", "limit", d.drain.limit.String())
+		d.drain.run(failed)
+	}
+	_ = listener.Close()
+	d.sayGoodbye(failed)
+	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
+	defer cancel()
+	if err := d.server.Shutdown(finish); err != nil && !errors.Is(err, net.ErrClosed) { // the listener is
+		return fmt.Errorf("finish what is in flight: %w", err)
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// follow keeps the list of quiet connections. A new one counts as quiet: an API server may have opened it for nothing and
+// keep it for later.
+func (d *frontDoor) follow(conn net.Conn, state http.ConnState) {
+	c, ok := conn.(*tls.Conn)
+	if !ok {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if state != http.StateNew && state != http.StateIdle {
+		delete(d.quiet, c)
+		return
+	}
+	d.quiet[c] = struct{}{}
+	if d.leaving && state == http.StateIdle {
+		d.dismiss(c)
+	}
+}
+
+// sayGoodbye tells those who hold quiet connections to go, and waits until they have, or for a while.
+func (d *frontDoor) sayGoodbye(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lingerTime)
+	defer cancel()
+	d.mu.Lock()
+	d.leaving = true
+	for c := range d.quiet {
+		go func() { // it may be in its handshake
+			if c.HandshakeContext(ctx) != nil {
+				return
+			}
+			d.mu.Lock() // what is asked meanwhile begins after this, so that its answer does not mix with ours
+			defer d.mu.Unlock()
+			if _, quiet := d.quiet[c]; quiet {
+				d.dismiss(c)
+			}
+		}()
+	}
+	d.mu.Unlock()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for d.waiting() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// dismiss says goodbye on one connection.
+func (d *frontDoor) dismiss(c *tls.Conn) {
+	_ = c.SetWriteDeadline(time.Now().Add(lingerTime))
+	_, _ = c.Write([]byte(goodbye))
+	_ = c.CloseWrite()
+}
+
+// waiting reports whether there are quiet connections.
+func (d *frontDoor) waiting() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.quiet) > 0
+}
+
+// check fails unless a TLS connection can be made, which needs a certificate, too.
+func (d *frontDoor) check(r *http.Request) error {
+	address := d.address.Load()
+	if address == nil {
+		return errors.New("not listening yet")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), headerTime)
+	defer cancel()
+	dialer := &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}} //nolint:gosec // it is ourselves
+	conn, err := dialer.DialContext(ctx, "tcp", *address)
+	if err != nil {
+		return fmt.Errorf("the webhook's port does not answer: %w", err)
+	}
+	return conn.Close()
+}
