@@ -181,17 +181,17 @@ func (f *Files) pick(serving, latest *tls.Certificate) (*tls.Certificate, error)
 	case serving == nil || f.opts.Configuration == nil:
 		return latest, nil
 	}
-	err, now := f.accepted(latest), time.Now()
-	switch {
-	case f.accepted(serving) != nil: // nothing is lost
-	case err != nil:
-		f.doubted, f.trusted = true, time.Time{}
-		return serving, faultf(ReasonNotTrusted, "the new certificate is not served yet, the one before is still trusted: %w", err)
-	case f.doubted && f.trusted.IsZero():
-		f.trusted = now
-		return serving, nil
-	case f.doubted && now.Sub(f.trusted) < f.opts.Settle:
-		return serving, nil
+	if f.accepted(serving) == nil {
+		switch err := f.accepted(latest); {
+		case err != nil:
+			f.doubted, f.trusted = true, time.Time{}
+			return serving, faultf(ReasonNotTrusted, "the new certificate is not served yet, the one before is still trusted: %w", err)
+		case f.doubted && f.trusted.IsZero():
+			f.trusted = time.Now()
+			return serving, nil
+		case f.doubted && time.Since(f.trusted) < f.opts.Settle:
+			return serving, nil
+		}
 	}
 	f.doubted, f.trusted = false, time.Time{}
 	return latest, nil
