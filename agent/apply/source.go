@@ -24,11 +24,12 @@ const (
 	// refusalPatience is how long a refusal must last that may pass before it is believed. STS refuses tokens also while it cannot fetch the
 	// cluster's public keys, and the SDKs try again then, too; an association is known everywhere only some seconds after it was made.
 	refusalPatience = 5 * time.Second
-	// podIdentityAgent are the beginnings of the address of a node's EKS Pod Identity agent.
-	podIdentityAgent = `^http://(169\.254\.170\.23|\[fd00:ec2::23\])[:/]`
 	// endpointTokenFile is the one variable of the chain that the SDK reads only when credentials are asked for.
 	endpointTokenFile = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE" //nolint:gosec // the name of a variable
 )
+
+// podIdentityAgent is the beginning of the address of a node's EKS Pod Identity agent.
+var podIdentityAgent = regexp.MustCompile(`^http://(169\.254\.170\.23|\[fd00:ec2::23\])[:/]`)
 
 // source is where credentials come from, as far as the environment tells it: what messages name, so that a reader knows what to look at.
 // Its zero value is any other, such as the instance's role.
@@ -41,7 +42,8 @@ type source struct {
 	variable, file string
 }
 
-// sourceOf tells the source in the order in which the SDK's chain looks.
+// sourceOf tells the source, in the order in which the SDK's chain looks at the environment. A profile of a shared configuration file comes
+// before the container endpoints; where the environment names one, nothing is said.
 func sourceOf(env config.EnvConfig) source {
 	switch at := env.ContainerCredentialsEndpoint; {
 	case env.Credentials.HasKeys():
@@ -50,7 +52,9 @@ func sourceOf(env config.EnvConfig) source {
 		return source{name: " for " + env.RoleARN, variable: "AWS_WEB_IDENTITY_TOKEN_FILE", file: env.WebIdentityTokenFilePath,
 			cure: "the role must exist, and its trust policy must let the pod's service account take it (sts:AssumeRoleWithWebIdentity) " +
 				"by the account's OIDC provider of this cluster"}
-	case regexp.MustCompile(podIdentityAgent).MatchString(at):
+	case env.SharedConfigProfile != "" || env.ContainerCredentialsRelativePath != "":
+		return source{}
+	case podIdentityAgent.MatchString(at):
 		return source{name: " from EKS Pod Identity", variable: endpointTokenFile, file: os.Getenv(endpointTokenFile),
 			cure: "the pod's service account needs a Pod Identity association with a role that trusts pods.eks.amazonaws.com for sts:AssumeRole and " +
 				"sts:TagSession"}

@@ -28,13 +28,15 @@ func TestSourceOf(t *testing.T) {
 		"IRSA":                 {env: map[string]string{"AWS_ROLE_ARN": arn, "AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_CONTAINER_CREDENTIALS_FULL_URI": agent}, name: " for " + arn, file: "/t", cure: true},
 		"Pod Identity":         {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": agent, endpointTokenFile: "/p"}, name: " from EKS Pod Identity", file: "/p", cure: true},
 		"Pod Identity by IPv6": {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://[fd00:ec2::23]/v1/credentials"}, name: " from EKS Pod Identity", cure: true},
+		"a profile":            {env: map[string]string{"AWS_PROFILE": "mine", "AWS_CONTAINER_CREDENTIALS_FULL_URI": agent, endpointTokenFile: "/p"}},
+		"an ECS path":          {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2", "AWS_CONTAINER_CREDENTIALS_FULL_URI": agent, endpointTokenFile: "/p"}},
 		"another endpoint":     {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:80/"}, name: " from http://127.0.0.1:80/"},
 		"another agent's name": {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.231/"}, name: " from http://169.254.170.231/"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			for _, key := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
-				"AWS_CONTAINER_CREDENTIALS_FULL_URI", endpointTokenFile} {
+				"AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", endpointTokenFile} {
 				t.Setenv(key, tt.env[key])
 			}
 			s, err := identity()

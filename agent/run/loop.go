@@ -562,22 +562,29 @@ func (l *loop) attempt(eni string, es []*entry) {
 	l.start("an attempt on "+eni, limit, func(ctx context.Context) func() {
 		outcomes := applier.Attempt(ctx, eni, subnet, claims)
 		answered := time.Now()
-		left := l.left(claims)
+		left := l.left(outcomes)
 		return func() { l.settled(eni, outcomes, sent, answered, left) }
 	})
 }
 
-// left looks which of the addresses are on no interface, right after a call for them was answered: news of a removal may come later than
-// the answer to a call that ended after it. The times are when that was seen.
-func (l *loop) left(claims []apply.Claim) map[netip.Addr]time.Time {
+// left looks which of the addresses that EC2 has just put on the ENI are on no interface: news of a removal may come later than the answer
+// to a call that ended after it. The times are when that was seen. What leaves between the answer and the look, within a millisecond, counts
+// as having left before: until the loop has the outcome, the call is under way.
+func (l *loop) left(outcomes []apply.Outcome) map[netip.Addr]time.Time {
+	done := func(o apply.Outcome) bool { return o.Verdict == apply.Done }
+	if !slices.ContainsFunc(outcomes, done) {
+		return nil
+	}
 	s, err := l.Follow.Snapshot(l.life)
 	if err != nil {
 		l.Log.Debug("cannot look whether addresses left while EC2 was asked", "error", err)
 		return nil
 	}
 	left := map[netip.Addr]time.Time{}
-	for _, c := range claims {
-		left[c.Addr] = s.Taken
+	for _, o := range outcomes {
+		if done(o) {
+			left[o.Claim.Addr] = s.Taken
+		}
 	}
 	for _, a := range s.Addresses {
 		delete(left, a.Addr)
@@ -608,10 +615,7 @@ func (l *loop) settled(eni string, outcomes []apply.Outcome, sent, answered time
 			e.claim = e.fresh().Renewed(o.Claim)
 			e.due = answered
 		default:
-			e.claim = o.Claim
-			if o.Verdict == apply.Done {
-				e.missed = left[o.Claim.Addr]
-			}
+			e.claim, e.missed = o.Claim, left[o.Claim.Addr]
 			l.take(e, o, &b)
 		}
 	}

@@ -196,7 +196,10 @@ func (l *loop) reconsider(foreign []plan.Address) {
 // tick is what a sidecar at rest does once a minute.
 func (l *loop) tick() {
 	if l.worked && l.Tidy != nil {
-		l.Tidy()
+		l.start("giving memory back", stuckAfter, func(context.Context) func() {
+			l.Tidy()
+			return func() {}
+		})
 	}
 	l.worked = false
 	if w, ok := l.ec2.(Warmer); ok {

@@ -174,7 +174,7 @@ func TestIdentityTokenIsRotated(t *testing.T) {
 	each(t, func(t *testing.T, i identity) {
 		// In the last half minute of credentials a call gets new ones first.
 		e := i.start(t, aws.WithSettings(func(s *aws.Settings) { s.SessionTTL = 31 * time.Second }))
-		e.project(aws.TokenRequest{TTL: 3 * time.Second})
+		e.project(aws.TokenRequest{TTL: 10 * time.Second})
 		began := time.Now()
 		s := e.sidecar(e.pod, e.how())
 		s.ready()
@@ -184,7 +184,7 @@ func TestIdentityTokenIsRotated(t *testing.T) {
 		}
 		e.project(aws.TokenRequest{})
 		e.until("the first token has not ended", func(context.Context) error {
-			if time.Since(began) < 4*time.Second {
+			if time.Since(began) < 11*time.Second {
 				return errors.New("not yet")
 			}
 			return nil
@@ -352,7 +352,7 @@ func TestIdentityFaultsThatLast(t *testing.T) {
 				if contains(r.Message, "raise the instance's") {
 					t.Error("the cure of another fault is told: metadata is closed as it should be")
 				}
-				if r.Duration > 10*time.Second {
+				if r.Duration > 20*time.Second {
 					t.Errorf("took %s to say so", r.Duration)
 				}
 				e.nowhere("10.0.4.80")
