@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -73,6 +74,32 @@ type step struct {
 	prepare func(f *fakeEC2)
 	want    map[string]string
 	calls   []string
+}
+
+// play makes an attempt for each step, and gives what was said last of each address.
+func play(t *testing.T, world func(*fakeEC2), claims []Claim, steps []step) (f *fakeEC2, said map[string]error) {
+	t.Helper()
+	f, said = newFake(t), map[string]error{}
+	f.eni("ours", "10.0.16.10")
+	if world != nil {
+		world(f)
+	}
+	for i, s := range steps {
+		if s.prepare != nil {
+			s.prepare(f)
+		}
+		f.journal = nil
+		got, rest, errs := attemptOn(t, f, claims)
+		if diff := cmp.Diff(s.want, got); diff != "" {
+			t.Errorf("attempt %d, verdicts (-want +got):\n%s", i+1, diff)
+		}
+		if diff := cmp.Diff(s.calls, f.journal); s.calls != nil && diff != "" {
+			t.Errorf("attempt %d, calls (-want +got):\n%s", i+1, diff)
+		}
+		maps.Copy(said, errs)
+		claims = rest
+	}
+	return f, said
 }
 
 func TestAttempt(t *testing.T) {
@@ -696,30 +723,7 @@ func TestAttempt(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			f := newFake(t)
-			f.eni("ours", "10.0.16.10")
-			if tt.world != nil {
-				tt.world(f)
-			}
-			claims := tt.claims
-			said := map[string]error{}
-			for i, s := range tt.steps {
-				if s.prepare != nil {
-					s.prepare(f)
-				}
-				f.journal = nil
-				got, rest, errs := attemptOn(t, f, claims)
-				if diff := cmp.Diff(s.want, got); diff != "" {
-					t.Errorf("attempt %d, verdicts (-want +got):\n%s", i+1, diff)
-				}
-				if diff := cmp.Diff(s.calls, f.journal); s.calls != nil && diff != "" {
-					t.Errorf("attempt %d, calls (-want +got):\n%s", i+1, diff)
-				}
-				for k, v := range errs {
-					said[k] = v
-				}
-				claims = rest
-			}
+			f, said := play(t, tt.world, tt.claims, tt.steps)
 			if tt.held != nil {
 				got := f.table()
 				for k := range got {

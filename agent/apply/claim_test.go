@@ -134,28 +134,7 @@ func TestFloatingClaims(t *testing.T) {
 		},
 	}
 	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			f := newFake(t)
-			f.eni("ours", "10.0.16.10")
-			if tt.world != nil {
-				tt.world(f)
-			}
-			claims := tt.claims
-			for i, s := range tt.steps {
-				if s.prepare != nil {
-					s.prepare(f)
-				}
-				f.journal = nil
-				got, rest, _ := attemptOn(t, f, claims)
-				if diff := cmp.Diff(s.want, got); diff != "" {
-					t.Errorf("attempt %d, verdicts (-want +got):\n%s", i+1, diff)
-				}
-				if diff := cmp.Diff(s.calls, f.journal); s.calls != nil && diff != "" {
-					t.Errorf("attempt %d, calls (-want +got):\n%s", i+1, diff)
-				}
-				claims = rest
-			}
-		})
+		t.Run(name, func(t *testing.T) { play(t, tt.world, tt.claims, tt.steps) })
 	}
 }
 

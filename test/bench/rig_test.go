@@ -95,10 +95,10 @@ type rig struct {
 // interfaces are a pod's addresses by the device index of the ENI.
 type interfaces map[int][]string
 
-// newRig starts a world with a pod.
-func newRig(b *testing.B, latency time.Duration, links interfaces) *rig {
+// startWorld starts the world of a file, whose EC2 takes that long to answer, until the benchmark ends.
+func startWorld(b *testing.B, file string, latency time.Duration) *world.World {
 	b.Helper()
-	spec, err := world.Load("testdata/world.yaml")
+	spec, err := world.Load(file)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -111,6 +111,13 @@ func newRig(b *testing.B, latency time.Duration, links interfaces) *rig {
 			b.Error(err)
 		}
 	})
+	return w
+}
+
+// newRig starts a world with a pod.
+func newRig(b *testing.B, latency time.Duration, links interfaces) *rig {
+	b.Helper()
+	w := startWorld(b, "testdata/world.yaml", latency)
 	pod := world.PodSpec{Name: "app", Namespace: "telco", Node: "one"}
 	for eni := range 3 {
 		if addrs, ok := links[eni]; ok {

@@ -44,19 +44,7 @@ type field struct {
 // newField starts a world without pods.
 func newField(b *testing.B, latency time.Duration) *field {
 	b.Helper()
-	spec, err := world.Load("testdata/sidecar.yaml")
-	if err != nil {
-		b.Fatal(err)
-	}
-	w, err := world.Start(b.Context(), spec, world.Options{Cloud: []aws.Option{aws.WithSettings(func(s *aws.Settings) { s.Latency = latency })}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			b.Error(err)
-		}
-	})
+	w := startWorld(b, "testdata/sidecar.yaml", latency)
 	f := &field{B: b, world: w, cloud: w.Cloud(), record: w.Cloud().Record(), answers: newAnswers()}
 	var following sync.WaitGroup
 	following.Go(func() { f.cloud.Follow(b.Context(), f.answers.take) })
