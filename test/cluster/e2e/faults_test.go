@@ -45,7 +45,7 @@ func (s *suite) breakFor(t *testing.T, b block, f aws.Fault) (mend func()) {
 	return mend
 }
 
-// EC2 is away while pods start: they wait, tell why where their owner looks, and start by themselves when it is back.
+// EC2 is away for a minute while pods start: they wait, tell why where their owner looks, and start by themselves when it is back.
 func TestEC2AwayWhilePodsStart(t *testing.T) {
 	for name, labels := range map[string]map[string]string{"init": initMode, "sidecar": sidecarMode} {
 		t.Run(name, func(t *testing.T) {
@@ -55,6 +55,8 @@ func TestEC2AwayWhilePodsStart(t *testing.T) {
 			s.staticNetwork(t, namespace)
 			b := s.block(t)
 			mend := s.breakFor(t, b, aws.Fault{Kind: aws.FaultError, Status: 503, Code: "ServiceUnavailable", Message: "try again"})
+			minute := time.NewTimer(time.Minute)
+			defer minute.Stop()
 			var waiting []*corev1.Pod
 			for i, node := range s.nodes(t) {
 				waiting = append(waiting, s.create(t, namespace, "app-"+node, node, s.template("app", map[string]string{networks: fixed(b, i)})))
@@ -86,8 +88,19 @@ func TestEC2AwayWhilePodsStart(t *testing.T) {
 					return nil
 				})
 			}
+			select {
+			case <-minute.C:
+			case <-t.Context().Done():
+			}
 			mend()
 			pods := s.pods(t, namespace, "app", 2)
+			for _, p := range pods {
+				for _, c := range p.Status.InitContainerStatuses {
+					if c.RestartCount > 0 {
+						t.Errorf("%s of %s was restarted %d times, want it to have waited", c.Name, p.Name, c.RestartCount)
+					}
+				}
+			}
 			s.wantPings(t, pods, true)
 			s.wantRoutableFirst(t, pods)
 		})
@@ -107,7 +120,7 @@ func TestExitCodes(t *testing.T) {
 		code     int32
 		says     string
 	}{
-		{name: "no permission", code: 3, says: "AssignPrivateIpAddresses", spoil: func(t *testing.T, b block) func() {
+		{name: "no permission", code: 3, says: "allow ec2:AssignPrivateIpAddresses", spoil: func(t *testing.T, b block) func() {
 			return s.breakFor(t, b, aws.Fault{Kind: aws.FaultError, Status: 403, Code: "UnauthorizedOperation", Message: "You are not authorized to perform this operation."})
 		}},
 		{name: "an address outside of the subnet", code: 5, says: "subnet", networks: `[{"name": "static", "ips": ["10.0.99.7/24"]}]`},
