@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	cmtls "github.com/cert-manager/cert-manager/pkg/server/tls"
 	cmauthority "github.com/cert-manager/cert-manager/pkg/server/tls/authority"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -134,7 +137,6 @@ func (a *stagedAuthority) loop(ctx context.Context, rotated <-chan struct{}) {
 			return
 		case <-rotated:
 			unread = true
-			a.library.renewed()
 		case <-changed:
 		case <-timer.C:
 		}
@@ -146,8 +148,8 @@ func (a *stagedAuthority) loop(ctx context.Context, rotated <-chan struct{}) {
 			errRead = a.read(ctx)
 			unread = errRead != nil
 		}
-		wake, err := a.step(ctx)
-		if err = errors.Join(errRead, err); err != nil {
+		wake, errStep := a.step(ctx)
+		if errRead != nil || errStep != nil {
 			wake = earlier(wake, time.Now().Add(retry.Step()))
 		} else {
 			retry = a.backoff
@@ -155,12 +157,18 @@ func (a *stagedAuthority) loop(ctx context.Context, rotated <-chan struct{}) {
 		if skewed {
 			wake = earlier(wake, time.Now().Add(clockInterval))
 		}
-		if !apierrors.IsConflict(err) {
-			// On a conflict somebody was faster, often another replica with the same bundle: no fault of anyone.
-			a.setFault(err)
-		}
+		a.setFault(errors.Join(unlessConflict(errRead), unlessConflict(errStep)))
 		timer.Reset(time.Until(wake))
 	}
+}
+
+// unlessConflict returns err, nil for a conflict: somebody was faster, often another replica with the same bundle, and that is no
+// fault of anyone.
+func unlessConflict(err error) error {
+	if apierrors.IsConflict(err) {
+		return nil
+	}
+	return err
 }
 
 // read takes over what the Secret holds now, and makes the webhook configuration its owner.
@@ -176,12 +184,33 @@ func (a *stagedAuthority) read(ctx context.Context) error {
 	if err != nil {
 		return faultf(ReasonReadCA, "read the CA: %w", err)
 	}
+	if err := notOurs(secret); err != nil {
+		return err
+	}
 	pair, err := parseKeyPair(secret.Data)
 	if err != nil {
 		return faultf(ReasonReadCA, "read the CA from Secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
 	a.stored = pair
+	if !due(secret.Data, pair.cert) {
+		a.library.healed()
+	}
 	return a.adopt(ctx, secret)
+}
+
+// notOurs says that a Secret was made by somebody else, who would lose what it holds. The library marks what it makes.
+func notOurs(secret *corev1.Secret) error {
+	if _, ours := secret.Annotations[cmapi.AllowsInjectionFromSecretAnnotation]; ours || len(secret.Data) == 0 {
+		return nil
+	}
+	return faultf(ReasonNotOurs, "Secret %s/%s holds something and was not made by this webhook (it lacks the annotation %s): it is left alone; name another "+
+		"Secret, or use the certificate source secret to serve what it holds", secret.Namespace, secret.Name, cmapi.AllowsInjectionFromSecretAnnotation)
+}
+
+// due reports whether the library replaces the CA that data holds, by what it goes by itself.
+func due(data map[string][]byte, cert *x509.Certificate) bool {
+	life := cert.NotAfter.Sub(cert.NotBefore)
+	return !bytes.Equal(data[cmmeta.TLSCAKey], data[corev1.TLSCertKey]) || time.Until(cert.NotAfter) < life/3
 }
 
 // adopt makes the webhook configuration the owner of the Secret, so that the cluster's garbage collector removes it when the
@@ -231,7 +260,11 @@ func (a *stagedAuthority) gate(changed <-chan struct{}) func(context.Context) er
 			case a.conf.clock.skew() > 0:
 				return a.conf.clock.fault()
 			default:
-				return nil
+				secret, err := a.secret.Get(ctx, a.secretName, metav1.GetOptions{})
+				if err != nil {
+					return nil //nolint:nilerr // it is not there, or the write tells what is wrong
+				}
+				return notOurs(secret)
 			}
 			select {
 			case <-ctx.Done():
@@ -246,7 +279,7 @@ func (a *stagedAuthority) gate(changed <-chan struct{}) func(context.Context) er
 func (a *stagedAuthority) step(ctx context.Context) (wake time.Time, err error) {
 	v := a.conf.current()
 	if err := v.foreign(a.names); err != nil {
-		return time.Now().Add(lookAgain), err
+		return time.Now().Add(lookAgain), err // the loop tries again sooner, as after all that failed
 	}
 	d := decide(a.conf.now(), v, a.current().certificate(), a.stored.certificate(), a.settle)
 	d.wake = d.wake.Add(a.conf.clock.skew()) // by our clock

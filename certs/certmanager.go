@@ -32,7 +32,7 @@ type CertManagerOptions struct {
 	// Namespace and Certificate name the Certificate.
 	Namespace, Certificate string
 
-	// Interval is how often both are looked at. Default: 5 s.
+	// Interval is how often both are looked at. Default: 30 s, little beside what an issuance may take before it is a fault.
 	Interval time.Duration
 }
 
@@ -60,7 +60,7 @@ func NewCertManager(o CertManagerOptions) (*CertManager, error) {
 		return nil, err
 	}
 	if o.Interval == 0 {
-		o.Interval = 5 * time.Second
+		o.Interval = 30 * time.Second
 	}
 	o.Files = files.opts
 	config := rest.CopyConfig(o.REST)
@@ -100,6 +100,11 @@ func (c *CertManager) Renewal() time.Time {
 	return c.renewal
 }
 
+// Ready implements [Source].
+func (c *CertManager) Ready() error {
+	return ready(c.GetCertificate, c.opts.Files.Configuration, c.Fault)
+}
+
 // Fault implements [Source].
 func (c *CertManager) Fault() error {
 	c.mu.Lock()
@@ -112,6 +117,7 @@ func (c *CertManager) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	certificate, issuer, err := c.fetch(ctx)
+	read := certificate != nil || err == nil // the issuer may be what cannot be read
 	switch {
 	case err == nil:
 		err = renewalFault(c.opts.Files.Configuration.now(), c.opts.Namespace+"/"+c.opts.Certificate, certificate, issuer)
@@ -123,9 +129,11 @@ func (c *CertManager) look(ctx context.Context) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.renewal = time.Time{}
-	if certificate != nil && certificate.Status.RenewalTime != nil {
-		c.renewal = certificate.Status.RenewalTime.Time
+	if read {
+		c.renewal = time.Time{}
+		if certificate != nil {
+			c.renewal = timeOf(certificate.Status.RenewalTime)
+		}
 	}
 	c.fault = err
 	tellFault(c.opts.Files.Log.With("certificate", c.opts.Namespace+"/"+c.opts.Certificate, "renewal", c.renewal), &c.told, err)

@@ -3,7 +3,13 @@ package certs
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +17,7 @@ import (
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 )
 
 func TestRenewalFault(t *testing.T) {
@@ -119,4 +126,55 @@ func TestCertManagerOptions(t *testing.T) {
 	if _, err := NewCertManager(CertManagerOptions{Files: FilesOptions{Dir: t.TempDir()}, Namespace: "net", Certificate: "webhook"}); err == nil {
 		t.Error("accepted without a connection")
 	}
+}
+
+// certificateAPI is the part of an API server that knows one Certificate and its issuer.
+type certificateAPI struct{ forbidden, away atomic.Bool }
+
+func (c *certificateAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case c.away.Load():
+		http.Error(w, "{}", http.StatusServiceUnavailable)
+	case c.forbidden.Load():
+		http.Error(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403,"message":"certificates: forbidden"}`, http.StatusForbidden)
+	case strings.HasSuffix(r.URL.Path, "/certificates/webhook"):
+		_, _ = io.WriteString(w, `{"kind":"Certificate","apiVersion":"cert-manager.io/v1","metadata":{"name":"webhook"},
+			"spec":{"issuerRef":{"name":"ours"}},"status":{"renewalTime":"2126-01-02T03:04:05Z","conditions":[{"type":"Ready","status":"True"}]}}`)
+	default:
+		_, _ = io.WriteString(w, `{"kind":"Issuer","apiVersion":"cert-manager.io/v1","metadata":{"name":"ours"},
+			"status":{"conditions":[{"type":"Ready","status":"False","reason":"ErrGetKeyPair","message":"no such secret"}]}}`)
+	}
+}
+
+// What cannot be read leaves standing what was: when the renewal is due, and why it will fail; what may not be read is a fault. And
+// a source that is not ready says cert-manager's reason, too.
+func TestCertManagerLooks(t *testing.T) {
+	api := &certificateAPI{}
+	server := httptest.NewServer(api)
+	defer server.Close()
+	c, err := NewCertManager(CertManagerOptions{
+		Files: FilesOptions{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}, REST: &rest.Config{Host: server.URL}, Namespace: "net", Certificate: "webhook"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(when, reason string) {
+		t.Helper()
+		c.look(t.Context())
+		if diff := cmp.Diff([]string{reason}, Reasons(c.Fault())); diff != "" {
+			t.Errorf("%s: %v (-want +got):\n%s", when, c.Fault(), diff)
+		}
+		if want := time.Date(2126, 1, 2, 3, 4, 5, 0, time.UTC); !c.Renewal().Equal(want) {
+			t.Errorf("%s: the renewal is due at %s, want %s", when, c.Renewal(), want)
+		}
+		if err := c.Ready(); !errors.Is(err, ErrNoCertificate) || !slices.Contains(Reasons(err), reason) {
+			t.Errorf("%s: not ready because of %v", when, err)
+		}
+	}
+	check("the issuer is broken", "ErrGetKeyPair")
+	api.away.Store(true)
+	check("the API server is away", "ErrGetKeyPair")
+	api.away.Store(false)
+	api.forbidden.Store(true)
+	check("it may not be read", ReasonReadCertificate)
 }

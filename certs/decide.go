@@ -20,7 +20,7 @@ type decision struct {
 // be nil, and they differ while a rotation is under way.
 //
 // First every entry trusts both, then settle passes, then the stored CA serves: settle is the time for which a
-// change of the webhook configuration may be unknown to some instance of the API server.
+// change of the webhook configuration may be unknown to some instance of the API server, and by which its clock may be behind.
 func decide(now time.Time, v view, serving, stored *x509.Certificate, settle time.Duration) decision {
 	d := decision{wake: now.Add(lookAgain)}
 	if len(v.entries) == 0 {
@@ -61,7 +61,8 @@ func (v view) servesFrom(now time.Time, serving, stored *x509.Certificate, settl
 	if len(v.trusted()) == 1 || serving != nil && (now.After(serving.NotAfter) || !v.trusts(serving)) {
 		return stored.NotBefore, true // what is served now is refused anyway, so waiting helps nobody
 	}
-	return later(stored.NotBefore, v.trustedSince[string(stored.Raw)].Add(settle)), true
+	// An API server whose clock is a little behind takes a CA that was just made for one that is not valid yet.
+	return later(stored.NotBefore, v.trustedSince[string(stored.Raw)]).Add(settle), true
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -50,7 +50,7 @@ func TestDecide(t *testing.T) {
 		"no waiting when ours is refused anyway": {v: seen(now, bundle{second, third}), serving: first, stored: second, publish: bundle{first, second, third}, promote: true, wake: rest},
 		"no waiting when ours has expired":       {v: seen(now, bundle{expired, second, third}), serving: expired, stored: second, publish: bundle{second, third}, promote: true, wake: rest},
 		"an expired CA is never served":          {v: seen(long, bundle{first, expired}), serving: first, stored: expired, publish: bundle{first}, wake: rest},
-		"a CA of the future waits for its time":  {v: seen(long, bundle{first, future}), serving: first, stored: future, wake: now.Add(5 * time.Minute)},
+		"a CA of the future waits for its time":  {v: seen(long, bundle{first, future}), serving: first, stored: future, wake: now.Add(5*time.Minute + settle)},
 		"the end of a CA is not slept through":   {v: seen(long, bundle{ending, first}), serving: first, stored: first, wake: now.Add(time.Minute + time.Second)},
 		"garbage is cleaned away":                {v: withGarbage(seen(long, bundle{first})), serving: first, stored: first, publish: bundle{first}, wake: rest},
 		"an unreadable Secret changes nothing":   {v: seen(long, bundle{first}), serving: first, wake: rest},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -211,13 +210,7 @@ func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 }
 
 // Ready implements [Source].
-func (f *Files) Ready() error {
-	err := verdict(f.GetCertificate, f.opts.Configuration, f.opts.Configuration.now())
-	if fault := f.Fault(); err != nil && fault != nil {
-		return fmt.Errorf("%w (%w)", err, fault)
-	}
-	return err
-}
+func (f *Files) Ready() error { return ready(f.GetCertificate, f.opts.Configuration, f.Fault) }
 
 // Expiry implements [Source].
 func (f *Files) Expiry() time.Time { return expiry(f.GetCertificate) }

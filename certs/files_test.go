@@ -135,9 +135,9 @@ func TestUntrustedFilesReplaceNoTrustedOnes(t *testing.T) {
 	conf := c.configuration()
 	more, _ := after.PEM(t)
 	conf.Webhooks[0].ClientConfig.CABundle = append(conf.Webhooks[0].ClientConfig.CABundle, more...)
+	updated := time.Now() // before it is done: the source may learn of it earlier than we do
 	_, err = c.admin.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(t.Context(), conf, metav1.UpdateOptions{})
 	must(t, err)
-	updated := time.Now()
 	eventually(t, "it is served when it has been trusted for a while", func() error {
 		if !signedBy(t, r, after.Cert()) {
 			return errors.New("not yet")
@@ -150,11 +150,11 @@ func TestUntrustedFilesReplaceNoTrustedOnes(t *testing.T) {
 	load.verify(t)
 }
 
-// Files that cannot be used any more are a fault, and what they held before is served on.
-func TestDamagedFilesAreTold(t *testing.T) {
-	t.Parallel()
-	m := &mount{t: t, dir: t.TempDir()}
-	ca := certs.NewTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+// serveFiles runs a source of a certificate's files that looks at nobody's trust, until stop.
+func serveFiles(t *testing.T) (m *mount, ca *certs.TestCA, source *certs.Files, stop func()) {
+	t.Helper()
+	m = &mount{t: t, dir: t.TempDir()}
+	ca = certs.NewTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	m.write(ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
 	source, err := certs.NewFiles(certs.FilesOptions{Dir: m.dir, Interval: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
@@ -162,6 +162,16 @@ func TestDamagedFilesAreTold(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { done <- source.Run(ctx) }()
 	eventually(t, "ready", source.Ready)
+	return m, ca, source, func() {
+		cancel()
+		must(t, <-done)
+	}
+}
+
+// Files that cannot be used any more are a fault, and what they held before is served on.
+func TestDamagedFilesAreTold(t *testing.T) {
+	t.Parallel()
+	m, ca, source, stop := serveFiles(t)
 	_, foreign := ca.PEM(t)
 	cert, _ := ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour))
 	m.write(cert, foreign)
@@ -174,8 +184,7 @@ func TestDamagedFilesAreTold(t *testing.T) {
 	must(t, source.Ready())
 	m.write(ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
 	eventually(t, "it passes", source.Fault)
-	cancel()
-	must(t, <-done)
+	stop()
 }
 
 func TestFilesWithoutConfiguration(t *testing.T) {
@@ -183,17 +192,8 @@ func TestFilesWithoutConfiguration(t *testing.T) {
 	if _, err := certs.NewFiles(certs.FilesOptions{}); err == nil {
 		t.Errorf("accepted without a directory")
 	}
-	m := &mount{t: t, dir: t.TempDir()}
-	ca := certs.NewTestCA(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-	m.write(ca.Leaf(t, "127.0.0.1", time.Now().Add(time.Hour)))
-	source, err := certs.NewFiles(certs.FilesOptions{Dir: m.dir, Interval: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	go func() { done <- source.Run(ctx) }()
-	eventually(t, "ready", source.Ready)
+	_, _, source, stop := serveFiles(t)
 	must(t, source.Fault())
-	cancel()
-	must(t, <-done)
+	stop()
 	must(t, source.Ready()) // still there while the server drains
 }

@@ -72,8 +72,9 @@ func (l *library) faults() []error {
 	return []error{l.read, l.write}
 }
 
-// renewed says that a new CA is there, whoever wrote it.
-func (l *library) renewed() { l.set(&l.write, nil) }
+// healed says that a CA is there that need not be written, whoever wrote it: the library itself tells nothing when it is the one
+// from before.
+func (l *library) healed() { l.set(&l.write, nil) }
 
 func (l *library) set(field *error, err error) {
 	l.mu.Lock()

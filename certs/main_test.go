@@ -45,6 +45,8 @@ type cluster struct {
 	ns     string
 	config string
 	log    *slog.Logger
+	writes atomic.Int64 // what user asked the API server to change
+	said   journal
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -52,43 +54,61 @@ func newCluster(t *testing.T) *cluster {
 	p := plane.Shared(t)
 	admin, err := kubernetes.NewForConfig(p.Config)
 	must(t, err)
-	c := &cluster{t: t, admin: admin, log: slog.New(slog.NewTextHandler(testWriter{t}, nil))}
+	c := &cluster{t: t, admin: admin, said: journal{t: t}}
+	c.log = slog.New(slog.NewTextHandler(&c.said, nil))
 	c.ns = p.CreateNamespace(t, "certs", nil)
 	c.config = c.ns
-	_, err = p.Apply(t.Context(), []byte(strings.NewReplacer("NAME", c.ns, "SECRET", secretName).Replace(rights)), c.ns)
+	_, err = p.Apply(t.Context(), c.rights(p), c.ns)
 	must(t, err)
 	c.user, err = p.ServiceAccountConfig(t.Context(), c.ns, "default")
 	must(t, err)
+	c.user.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return transport(func(request *http.Request) (*http.Response, error) {
+			if request.Method != http.MethodGet {
+				c.writes.Add(1)
+			}
+			return next.RoundTrip(request)
+		})
+	})
 	return c
 }
 
-// rights are those that the documentation of SelfOptions and Configuration asks for, and no others.
-const rights = `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: NAME}
-rules:
-- {apiGroups: [""], resources: [secrets], verbs: [create]}
-- {apiGroups: [""], resources: [secrets], verbs: [get, list, watch, update, delete], resourceNames: [SECRET]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: NAME}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: NAME}
-subjects: [{kind: ServiceAccount, name: default, namespace: NAME}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: NAME}
-rules:
-- {apiGroups: [admissionregistration.k8s.io], resources: [mutatingwebhookconfigurations], verbs: [get, list, watch, patch], resourceNames: [NAME]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: NAME}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: NAME}
-subjects: [{kind: ServiceAccount, name: default, namespace: NAME}]
-`
+// standIn stands for a test's names in what is rendered once for all.
+const standIn = "stand-in"
+
+// roles are the chart's, for the source self. They are package state as the plane is.
+var roles struct {
+	sync.Once
+	text string
+	err  error
+}
+
+// rights are what the chart grants to the webhook, for this test's part of the API server.
+func (c *cluster) rights(p *plane.Plane) []byte {
+	c.t.Helper()
+	roles.Do(func() {
+		helm, err := p.Helm()
+		if err != nil {
+			roles.err = err
+			return
+		}
+		dir, err := plane.ChartDir()
+		if err != nil {
+			roles.err = err
+			return
+		}
+		roles.text, roles.err = helm.Template(context.Background(), plane.Release{
+			Name: standIn, Namespace: standIn, Chart: dir, Args: []string{"--show-only=templates/rbac.yaml"},
+			Values: map[string]any{
+				"fullnameOverride": standIn, "certs": map[string]any{"secretName": secretName},
+				"serviceAccount": map[string]any{"create": false, "name": "default"},
+			},
+		})
+	})
+	must(c.t, roles.err)
+	const configuration = "multus-ip-manager" // its name is fixed, and the Secret's begins with it
+	return []byte(strings.NewReplacer(standIn, c.ns, secretName, secretName, configuration, c.config).Replace(roles.text))
+}
 
 // entry returns a webhook that is called for ConfigMaps of this test's namespace at addr.
 func (c *cluster) entry(name, addr string) registrationv1.MutatingWebhook {
@@ -449,25 +469,42 @@ func eventually(t *testing.T, what string, f func() error) {
 	}
 }
 
-// quiet fails when f does not return nil all the time, for as long as what must not happen would take many times over.
-func quiet(t *testing.T, what string, f func() error) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for range 40 {
-		if err := f(); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		<-tick.C
-	}
+// transport is a function that is an http.RoundTripper.
+type transport func(*http.Request) (*http.Response, error)
+
+func (f transport) RoundTrip(request *http.Request) (*http.Response, error) { return f(request) }
+
+// journal logs through t, and knows what was logged.
+type journal struct {
+	t    *testing.T
+	mu   sync.Mutex
+	text strings.Builder
 }
 
-// testWriter logs through t, line by line.
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	if w.t.Context().Err() == nil { // a log line after the test's end would be a panic
-		w.t.Log(strings.TrimSpace(string(p)))
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.text.Write(p)
+	if j.t.Context().Err() == nil { // a log line after the test's end would be a panic
+		j.t.Log(strings.TrimSpace(string(p)))
 	}
 	return len(p), nil
+}
+
+// count tells how often this was said.
+func (j *journal) count(what string) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Count(j.text.String(), what)
+}
+
+// waitSaid waits until this was said so often.
+func (c *cluster) waitSaid(n int, what string) {
+	c.t.Helper()
+	eventually(c.t, fmt.Sprintf("%q is said", what), func() error {
+		if have := c.said.count(what); have < n {
+			return fmt.Errorf("%d times", have)
+		}
+		return nil
+	})
 }

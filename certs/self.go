@@ -41,7 +41,7 @@ type SelfOptions struct {
 	LeafDuration time.Duration
 
 	// Settle is how long a CA must have been in the webhook configuration before it replaces another one: within
-	// it, every instance of the API server has learned of the change. Default: 30 s.
+	// it, every instance of the API server has learned of the change, and by it its clock may be behind. Default: a minute.
 	Settle time.Duration
 
 	// Log is where the source tells what it does. Default: slog.Default().
@@ -123,7 +123,7 @@ func (o *SelfOptions) setDefaults() {
 		o.LeafDuration = 7 * 24 * time.Hour
 	}
 	if o.Settle == 0 {
-		o.Settle = 30 * time.Second
+		o.Settle = tolerance
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -163,13 +163,7 @@ func (s *Self) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 }
 
 // Ready implements [Source].
-func (s *Self) Ready() error {
-	err := verdict(s.GetCertificate, s.conf, s.conf.now())
-	if fault := s.Fault(); err != nil && fault != nil {
-		return fmt.Errorf("%w (%w)", err, fault)
-	}
-	return err
-}
+func (s *Self) Ready() error { return ready(s.GetCertificate, s.conf, s.Fault) }
 
 // Expiry implements [Source].
 func (s *Self) Expiry() time.Time { return expiry(s.GetCertificate) }

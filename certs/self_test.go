@@ -64,7 +64,7 @@ func TestRotationByAge(t *testing.T) {
 	aging := certs.NewTestCA(t, time.Now().Add(-2*time.Hour+3*time.Second), time.Now().Add(time.Hour+3*time.Second))
 	cert, key := aging.PEM(t)
 	_, err := c.admin.CoreV1().Secrets(c.ns).Create(t.Context(), &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: secretName},
+		ObjectMeta: metav1.ObjectMeta{Name: secretName, Annotations: map[string]string{"cert-manager.io/allow-direct-injection": "true"}}, // as the library's
 		Data:       map[string][]byte{"ca.crt": cert, corev1.TLSCertKey: cert, corev1.TLSPrivateKeyKey: key},
 	}, metav1.CreateOptions{})
 	must(t, err)

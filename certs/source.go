@@ -86,6 +86,18 @@ func verdict(get func(*tls.ClientHelloInfo) (*tls.Certificate, error), conf *Con
 	return conf.accepts(served, now)
 }
 
+// ready is [Source.Ready] of a source that serves what get returns: the verdict, with the fault that is behind it.
+func ready(get func(*tls.ClientHelloInfo) (*tls.Certificate, error), conf *Configuration, fault func() error) error {
+	err := verdict(get, conf, conf.now())
+	if err == nil {
+		return nil
+	}
+	if behind := fault(); behind != nil {
+		return fmt.Errorf("%w (%w)", err, behind)
+	}
+	return err
+}
+
 // leafOf returns the parsed first certificate of the chain.
 func leafOf(c *tls.Certificate) (*x509.Certificate, error) {
 	if c == nil || len(c.Certificate) == 0 {

@@ -13,24 +13,33 @@ import (
 	"multus-ip-manager.io/webhook/inject"
 )
 
-// chartArgs are the arguments that the chart gives to the webhook with these settings of the agent; the error is the chart's.
-func chartArgs(t *testing.T, agent map[string]any) ([]string, error) {
+// renderChart gives the objects of a release; the error is the chart's.
+func renderChart(t *testing.T, release plane.Release) ([]*unstructured.Unstructured, error) {
 	t.Helper()
 	helm, err := plane.NewHelm(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := plane.ChartDir()
-	if err != nil {
+	if release.Chart, err = plane.ChartDir(); err != nil {
 		t.Fatal(err)
 	}
-	manifests, err := helm.Template(t.Context(), plane.Release{Name: "mim", Namespace: "mim", Chart: dir, Values: map[string]any{"agent": agent}})
+	manifests, err := helm.Template(t.Context(), release)
 	if err != nil {
 		return nil, err
 	}
 	objects, err := plane.Decode([]byte(manifests))
 	if err != nil {
 		t.Fatal(err)
+	}
+	return objects, nil
+}
+
+// chartArgs are the arguments that the chart gives to the webhook with these settings of the agent; the error is the chart's.
+func chartArgs(t *testing.T, agent map[string]any) ([]string, error) {
+	t.Helper()
+	objects, err := renderChart(t, plane.Release{Name: "mim", Namespace: "mim", Values: map[string]any{"agent": agent}})
+	if err != nil {
+		return nil, err
 	}
 	for _, o := range objects {
 		if o.GetKind() == "Deployment" {

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -77,25 +77,33 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// After SIGTERM the process is not ready, answers on what connections there are and on new ones, and leaves none of them open.
-func TestServeDrains(t *testing.T) {
-	p := startProcess(t, "--cert-source=secret", "--webhook-configuration=", "--cert-dir="+keyPair(t))
-	p.waitReady()
-	old, fresh := newClient(t), newClient(t)
-	if kept, err := old.admit(t, p); err != nil || !kept {
-		t.Fatalf("before SIGTERM: kept %v, %v", kept, err)
+// A door that drains says so, answers on what connections there are and on new ones, and closes each with its answer.
+func TestDoorDrains(t *testing.T) {
+	drain := newDrain(time.Hour)
+	drain.quiet = time.Hour
+	d := openDoor(t, nil, drain)
+	old := d.connect(t)
+	if err := post(old, 1, 1); err != nil {
+		t.Fatal(err)
 	}
-	p.signalTerm()
-	p.eventually("it says that it drains", func() error {
-		if body, err := get(p.health + "/readyz"); err == nil || !strings.Contains(body, "draining") {
-			return fmt.Errorf("%q, %w", body, err)
+	if answer, err := readUntil(old, "a"); err != nil || strings.Contains(answer, "close") {
+		t.Fatalf("before the end: %q, %v", answer, err)
+	}
+	d.end()
+	d.until(t, "it drains", func() bool { return drain.check(nil) != nil })
+	for name, conn := range map[string]net.Conn{"an old connection": old, "a new connection": d.connect(t)} {
+		if err := post(conn, 2, 2); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
-	for name, c := range map[string]*client{"an old connection": old, "a new connection": fresh} {
-		if kept, err := c.admit(t, p); err != nil || kept {
-			t.Errorf("%s: kept %v, %v", name, kept, err)
+		if status, body := answerOn(t, conn); status != http.StatusOK || body != "aa" {
+			t.Errorf("%s: %d %q", name, status, body)
 		}
 	}
-	p.waitExit()
+	select {
+	case err := <-d.served:
+		t.Fatalf("it ended (%v) while it should still drain", err)
+	default:
+	}
+	d.fail()
+	d.awaitEnd(t)
 }

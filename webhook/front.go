@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	admissionv1 "k8s.io/api/admission/v1"
 )
@@ -37,6 +38,9 @@ func unfit(r *http.Request) (status int, message string) {
 	said := r.Header.Get("Content-Type")
 	if media, _, err := mime.ParseMediaType(said); err != nil || media != "application/json" {
 		return http.StatusUnsupportedMediaType, fmt.Sprintf("an admission review is application/json, not %.100q", said)
+	}
+	if r.ContentLength < 0 {
+		return http.StatusLengthRequired, "the size of an admission review is said before it is sent"
 	}
 	if r.ContentLength > largestBody {
 		return http.StatusRequestEntityTooLarge, fmt.Sprintf("an admission review has at most %d bytes, not %d", largestBody, r.ContentLength)
@@ -92,8 +96,9 @@ func (a *answer) recover(r *http.Request, log *slog.Logger) {
 // noReview gives the status and message for an answer of controller-runtime's handler to what was no review: without a kind
 // where it noticed, and with the request's own where it did not. Status 0: it was one.
 func noReview(p []byte) (status int, message string) {
-	for _, version := range []string{"v1", "v1beta1"} {
-		begin := `{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/` + version + `","response":{"uid":"`
+	versions := []string{"admission.k8s.io/v1", "admission.k8s.io/v1beta1"}
+	for _, version := range versions {
+		begin := `{"kind":"AdmissionReview","apiVersion":"` + version + `","response":{"uid":"`
 		if rest, ok := bytes.CutPrefix(p, []byte(begin)); ok && !bytes.HasPrefix(rest, []byte(`"`)) {
 			return 0, "" // the request had an identity
 		}
@@ -101,6 +106,9 @@ func noReview(p []byte) (status int, message string) {
 	var review admissionv1.AdmissionReview
 	if err := json.Unmarshal(p, &review); err != nil {
 		return http.StatusInternalServerError, err.Error()
+	}
+	if review.Kind == "AdmissionReview" && slices.Contains(versions, review.APIVersion) && review.Response != nil && review.Response.UID != "" {
+		return 0, "" // the same, written in another way
 	}
 	if review.Kind != "" || review.Response == nil || review.Response.Result == nil {
 		return http.StatusBadRequest, fmt.Sprintf("not understood as an admission review with a request: %.100q of %.100q", review.Kind, review.APIVersion)

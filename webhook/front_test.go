@@ -33,7 +33,7 @@ func newClient(t *testing.T) *client {
 // do sends a request to the webhook's first path.
 func (c *client) do(t *testing.T, p *process, method, contentType string, body io.Reader) (status int, answer string, kept bool, err error) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "https://"+p.address()+inject.Paths()[0].Path+"?timeout=5s", body)
+	req, err := http.NewRequestWithContext(t.Context(), method, "https://"+p.at+inject.Paths()[0].Path+"?timeout=5s", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,11 +63,9 @@ func (c *client) admit(t *testing.T, p *process) (kept bool, err error) {
 	return kept, nil
 }
 
-func (p *process) signalTerm() {
-	p.t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		p.t.Fatal(err)
-	}
+// answeredEarly reports whether sending failed because the answer came before everything was sent.
+func answeredEarly(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // What is no review is answered with a status that says so, and in words, which are counted by status; the process goes on.
@@ -85,23 +83,23 @@ func TestWhatIsNoReview(t *testing.T) {
 		"read, not posted":           {http.MethodGet, media, nil, 405, "posted"},
 		"no content type":            {http.MethodPost, "", strings.NewReader(good), 415, "application/json"},
 		"another content type":       {http.MethodPost, "application/vnd.kubernetes.protobuf", strings.NewReader(good), 415, "application/vnd.kubernetes.protobuf"},
-		"no body":                    {http.MethodPost, media, nil, 400, "empty"},
-		"a body of nothing":          {http.MethodPost, media, io.MultiReader(), 400, "not understood"},
+		"no body":                    {http.MethodPost, media, nil, 400, "a JSON object"},
+		"a body of nothing":          {http.MethodPost, media, io.MultiReader(), 411, "size"},
 		"no request":                 {http.MethodPost, media, strings.NewReader(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`), 400, "not understood"},
-		"no JSON":                    {http.MethodPost, media, strings.NewReader("<review/>"), 400, "json parse error"},
+		"no JSON":                    {http.MethodPost, media, strings.NewReader("<review/>"), 400, "a JSON object"},
 		"half of one":                {http.MethodPost, media, strings.NewReader(good[:len(good)/2]), 400, "unexpected end"},
 		"a list":                     {http.MethodPost, media, strings.NewReader("[]"), 400, ""},
 		"another kind":               {http.MethodPost, media, strings.NewReader(`{"apiVersion":"v1","kind":"Pod"}`), 400, "Pod"},
 		"a version that is to come":  {http.MethodPost, media, strings.NewReader(strings.Replace(good, "admission.k8s.io/v1", "admission.k8s.io/v9", 1)), 400, "v9"},
 		"a field of another type":    {http.MethodPost, media, strings.NewReader(strings.Replace(good, `"uid":"1"`, `"uid":{}`, 1)), 400, "uid"},
-		"too large, and it says so":  {http.MethodPost, media, bytes.NewReader(make([]byte, largestBody+1)), 413, "at most 7340032 bytes"},
-		"too large, size not said":   {http.MethodPost, media, io.MultiReader(bytes.NewReader(make([]byte, largestBody+1))), 413, "too large"},
+		"too large, and it says so":  {http.MethodPost, media, bytes.NewReader(make([]byte, largestBody+1)), 413, fmt.Sprintf("at most %d bytes", largestBody)},
+		"size not said":              {http.MethodPost, media, io.MultiReader(strings.NewReader(good)), 411, "size"},
 		"nested deeper than any pod": {http.MethodPost, media, strings.NewReader(strings.Repeat(`{"a":`, 200_000)), 400, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			status, text, _, err := newClient(t).do(t, p, tt.method, tt.contentType, tt.body)
-			if err != nil && tt.status == 413 && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) {
-				return // answered before all of it was sent
+			if tt.status == 413 && answeredEarly(err) {
+				return
 			}
 			if err != nil || status != tt.status || !strings.Contains(text, tt.says) || len(text) > 4096 {
 				t.Errorf("%d %q, %v; want %d with %q", status, text, err, tt.status, tt.says)
@@ -124,6 +122,32 @@ func TestWhatIsNoReview(t *testing.T) {
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("/metrics has no %s", want)
+		}
+	}
+}
+
+// A review is one however its JSON is written, and nothing else is.
+func TestReviewsInAnyForm(t *testing.T) {
+	const response = `{"uid":"1","allowed":true,"patch":"W10=","patchType":"JSONPatch"}`
+	for name, tt := range map[string]struct {
+		answer string
+		status int
+	}{
+		"as the handler writes it":   {`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":` + response + `}`, 0},
+		"beta":                       {`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1beta1","response":` + response + `}`, 0},
+		"the version first":          {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":` + response + `}`, 0},
+		"the response first":         {`{"response":` + response + `,"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1beta1"}`, 0},
+		"allowed before the uid":     {`{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"allowed":true,"uid":"1"}}`, 0},
+		"spaces":                     {`{ "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": ` + response + `}`, 0},
+		"a request without uid":      {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"","allowed":true}}`, 400},
+		"no response":                {`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, 400},
+		"of another kind":            {`{"apiVersion":"admission.k8s.io/v1","kind":"Pod","response":` + response + `}`, 400},
+		"of another version":         {`{"apiVersion":"admission.k8s.io/v9","kind":"AdmissionReview","response":` + response + `}`, 400},
+		"of another group":           {`{"apiVersion":"v1","kind":"AdmissionReview","response":` + response + `}`, 400},
+		"an error with its own code": {`{"response":{"uid":"","allowed":false,"status":{"message":"too large","code":413}}}`, 413},
+	} {
+		if status, message := noReview([]byte(tt.answer)); status != tt.status {
+			t.Errorf("%s: %d %s, want %d", name, status, message, tt.status)
 		}
 	}
 }
@@ -185,7 +209,7 @@ func TestPanicWithinTheAnswer(t *testing.T) {
 func TestPlainHTTPIsRefused(t *testing.T) {
 	p := startProcess(t, "--cert-source=secret", "--webhook-configuration=", "--cert-dir="+keyPair(t))
 	p.waitReady()
-	if _, err := get("http://" + p.address() + inject.Paths()[0].Path); err == nil {
+	if _, err := get("http://" + p.at + inject.Paths()[0].Path); err == nil {
 		t.Error("answered without TLS")
 	}
 	if _, err := newClient(t).admit(t, p); err != nil {

@@ -5,14 +5,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -20,8 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
-
-	"multus-ip-manager.io/webhook/inject"
 )
 
 // door is a front door that echoes, with one connection to it.
@@ -32,14 +28,21 @@ type door struct {
 	served chan error
 }
 
-// openDoor starts a front door that answers after goOn, if that is not nil, and ends without draining.
-func openDoor(t *testing.T, goOn chan struct{}, change ...func(*http.Server)) *door {
+// serving is a door's TLS configuration.
+func serving(t *testing.T) *tls.Config {
 	t.Helper()
 	dir := keyPair(t)
 	pair, err := tls.LoadX509KeyPair(dir+"/tls.crt", dir+"/tls.key")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+}
+
+// openDoor starts a front door that answers after goOn, if that is not nil. It ends as the drain says, and lingers longer than any
+// step of a test takes.
+func openDoor(t *testing.T, goOn chan struct{}, drain *drain) *door {
+	t.Helper()
 	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if goOn != nil {
@@ -49,11 +52,8 @@ func openDoor(t *testing.T, goOn chan struct{}, change ...func(*http.Server)) *d
 			_, _ = w.Write(body)
 		}
 	})
-	config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	d := &door{frontDoor: newFrontDoor(echo, config, newDrain(0), slog.New(slog.DiscardHandler)), served: make(chan error, 1)}
-	for _, f := range change {
-		f(d.server)
-	}
+	d := &door{frontDoor: newFrontDoor(echo, serving(t), drain, slog.New(slog.DiscardHandler)), served: make(chan error, 1)}
+	d.linger = 20 * time.Second
 	ctx, end := context.WithCancel(t.Context())
 	failed, fail := context.WithCancel(context.WithoutCancel(ctx))
 	d.end, d.fail = end, fail
@@ -119,12 +119,12 @@ func answerOn(t *testing.T, conn net.Conn) (status int, body string) {
 	return resp.StatusCode, string(text)
 }
 
-// Quiet connections are told to go, in a way that is an answer to what is asked at the same moment; what was asked before is
+// Idle connections are told to go, in a way that is an answer to what is asked at the same moment; what was asked before is
 // answered.
 func TestGoodbye(t *testing.T) {
 	goOn := make(chan struct{})
-	d := openDoor(t, goOn)
-	unused, idle, asking, late := d.connect(t), d.connect(t), d.connect(t), d.connect(t)
+	d := openDoor(t, goOn, newDrain(0))
+	unused, idle, asking := d.connect(t), d.connect(t), d.connect(t)
 	if err := post(idle, 2, 2); err != nil {
 		t.Fatal(err)
 	}
@@ -135,14 +135,10 @@ func TestGoodbye(t *testing.T) {
 	if _, err := readUntil(idle, "aa"); err != nil {
 		t.Fatal(err)
 	}
-	for _, conn := range []net.Conn{asking, late} {
-		if err := post(conn, 3, 3); err != nil {
-			t.Fatal(err)
-		}
+	if err := post(asking, 3, 3); err != nil {
+		t.Fatal(err)
 	}
-	d.until(t, "two connections are quiet", func() bool {
-		return d.isQuiet(unused) && d.isQuiet(idle) && !d.isQuiet(asking) && !d.isQuiet(late)
-	})
+	d.until(t, "two connections are idle", func() bool { return d.isIdle(unused) && d.isIdle(idle) && !d.isIdle(asking) })
 	d.end()
 	for name, conn := range map[string]net.Conn{"unused": unused, "idle": idle} {
 		if status, _ := answerOn(t, conn); status != http.StatusServiceUnavailable {
@@ -159,25 +155,22 @@ func TestGoodbye(t *testing.T) {
 		t.Error("it takes new connections")
 	}
 	close(goOn)
-	for _, conn := range []net.Conn{asking, late} {
-		answer, err := readUntil(conn, "aaa")
-		if err != nil || !strings.HasPrefix(answer, "HTTP/1.1 200") {
-			t.Fatalf("%q, %v", answer, err)
-		}
-		_ = conn.Close()
+	if answer, err := readUntil(asking, "aaa"); err != nil || !strings.HasPrefix(answer, "HTTP/1.1 200") {
+		t.Fatalf("%q, %v", answer, err)
 	}
+	_ = asking.Close()
 	d.awaitEnd(t)
 }
 
-// What becomes quiet after the goodbye to others gets its own.
+// What becomes idle after the goodbye to others gets its own.
 func TestLateGoodbye(t *testing.T) {
 	goOn := make(chan struct{})
-	d := openDoor(t, goOn)
+	d := openDoor(t, goOn, newDrain(0))
 	holder, late := d.connect(t), d.connect(t) // without the holder it would not wait
 	if err := post(late, 3, 3); err != nil {
 		t.Fatal(err)
 	}
-	d.until(t, "it asks", func() bool { return d.isQuiet(holder) && !d.isQuiet(late) })
+	d.until(t, "it asks", func() bool { return d.isIdle(holder) && !d.isIdle(late) })
 	d.end()
 	if status, _ := answerOn(t, holder); status != http.StatusServiceUnavailable { // and still holds it
 		t.Errorf("%d", status)
@@ -193,11 +186,11 @@ func TestLateGoodbye(t *testing.T) {
 	d.awaitEnd(t)
 }
 
-// isQuiet reports whether the door holds the other end of a connection for quiet.
-func (d *door) isQuiet(conn net.Conn) bool {
+// isIdle reports whether the door holds the other end of a connection for idle.
+func (d *door) isIdle(conn net.Conn) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.quiet {
+	for c := range d.idle {
 		if c.RemoteAddr().String() == conn.LocalAddr().String() {
 			return true
 		}
@@ -221,7 +214,7 @@ func readUntil(conn net.Conn, end string) (string, error) {
 // What is asked once goodbye was said finds its connection still there, with the goodbye in it, and not a reset: that is what an
 // API server sees that had not read the goodbye yet.
 func TestGoodbyeIsNoReset(t *testing.T) {
-	d := openDoor(t, nil)
+	d := openDoor(t, nil, newDrain(0))
 	conn := d.connect(t)
 	d.end()
 	if _, err := conn.Read(make([]byte, 1)); err != nil { // the goodbye is there, but the client has not looked
@@ -280,33 +273,7 @@ func TestGoodbyeIsAskedAgain(t *testing.T) {
 
 // Where something else has failed there is no time to be friendly.
 func TestDoorEndsWithAFailure(t *testing.T) {
-	d := openDoor(t, nil)
-	d.drain.limit = time.Hour
+	d := openDoor(t, nil, newDrain(time.Hour))
 	d.fail()
 	d.awaitEnd(t)
-}
-
-// Connections on which a handshake or a header does not come are not kept for long, and no API server's connection is
-// closed for being idle.
-func TestDoorTimes(t *testing.T) {
-	const apiServerKeeps = 90 * time.Second
-	s := newFrontDoor(http.NotFoundHandler(), nil, newDrain(0), slog.New(slog.DiscardHandler)).server
-	if s.ReadHeaderTimeout <= 0 || s.ReadHeaderTimeout > 15*time.Second || s.IdleTimeout < 2*apiServerKeeps || s.MaxHeaderBytes <= 0 || s.MaxHeaderBytes > 1<<20 {
-		t.Errorf("header %s and %d bytes, idle %s", s.ReadHeaderTimeout, s.MaxHeaderBytes, s.IdleTimeout)
-	}
-}
-
-// Slow headers and handshakes are given up while others are served.
-func TestSlowHeadersAreGivenUp(t *testing.T) {
-	d := openDoor(t, nil, func(s *http.Server) { s.ReadHeaderTimeout = 100 * time.Millisecond })
-	header := d.connect(t)
-	if _, err := fmt.Fprintf(header, "POST %s HTTP/1.1\r\nHost: webhook\r\nX-Slow: ", inject.Paths()[0].Path); err != nil {
-		t.Fatal(err)
-	}
-	for name, conn := range map[string]net.Conn{"header": header, "handshake": dial(t, *d.address.Load())} {
-		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: still waited for", name)
-		}
-	}
 }

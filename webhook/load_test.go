@@ -9,9 +9,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"multus-ip-manager.io/webhook/inject"
 )
@@ -32,17 +36,20 @@ func gated(t *testing.T, l *load) (address string, begun chan int64, goOn chan s
 	return server.Listener.Addr().String(), begun, goOn
 }
 
-// send posts so many bytes, of which the first are sent now.
+// send posts so many bytes that look like JSON, of which the first are sent now.
 func send(t *testing.T, conn net.Conn, size, now int) {
 	t.Helper()
-	if err := post(conn, size, now); err != nil {
+	if err := postText(conn, size, "{"+strings.Repeat("a", now-1)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func post(conn net.Conn, size, now int) error {
+// post posts so many bytes that look like nothing.
+func post(conn net.Conn, size, now int) error { return postText(conn, size, strings.Repeat("a", now)) }
+
+func postText(conn net.Conn, size int, text string) error {
 	_, err := fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: webhook\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		inject.Paths()[0].Path, size, strings.Repeat("a", now))
+		inject.Paths()[0].Path, size, text)
 	return err
 }
 
@@ -72,7 +79,7 @@ func TestSlowBodiesAreGivenUp(t *testing.T) {
 			if err != nil || !strings.Contains(string(answer), "408") {
 				t.Errorf("%q, %v", answer, err)
 			}
-			if !l.turns.TryAcquire(largeBodies) {
+			if !l.small.TryAcquire(smallBodies) || !l.large.TryAcquire(largeBodies) || !l.work.TryAcquire(workedOn) {
 				t.Error("the turn was not given back")
 			}
 		})
@@ -85,7 +92,7 @@ func TestLargeBodiesTakeTurns(t *testing.T) {
 	const large = largeBodies/2 + 1 // one at a time
 	for range 2 {
 		conn := dial(t, address)
-		go func() { _ = post(conn, large, large) }() // blocks until it is read
+		go func() { _ = postText(conn, large, "{"+strings.Repeat("a", large-1)) }() // blocks until it is read
 	}
 	if first := <-begun; first != large {
 		t.Fatalf("%d bytes", first)
@@ -102,30 +109,88 @@ func TestLargeBodiesTakeTurns(t *testing.T) {
 	goOn <- struct{}{}
 }
 
-// A turn that does not come is an answer, too; a size that is not said counts as the largest.
+// A turn that does not come is an answer, too.
 func TestNoTurn(t *testing.T) {
-	l := newLoad()
-	l.patience = 50 * time.Millisecond
-	address, _, _ := gated(t, l)
-	if !l.turns.TryAcquire(1) {
-		t.Fatal("no turn")
-	}
-	for name, body := range map[string]io.Reader{
-		"size unknown": io.MultiReader(strings.NewReader("{}")), "above all sizes": io.LimitReader(strings.NewReader(strings.Repeat("a", largestBody+1)), largestBody+1),
+	for name, take := range map[string]func(*load) bool{
+		"no room for large bodies": func(l *load) bool { return l.large.TryAcquire(1) },
+		"too much is worked on":    func(l *load) bool { return l.work.TryAcquire(1) },
 	} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address, body)
+		t.Run(name, func(t *testing.T) {
+			l := newLoad()
+			l.patience = 500 * time.Millisecond
+			address, _, _ := gated(t, l)
+			if !take(l) {
+				t.Fatal("no turn")
+			}
+			body := "{" + strings.Repeat(" ", largestBody-1)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if answeredEarly(err) {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _ = resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable {
+				t.Error(resp.Status)
+			}
+		})
+	}
+}
+
+// Small bodies have bounds together, too: who sends very many slowly does not take a node's memory.
+func TestManySlowBodies(t *testing.T) {
+	l := newLoad()
+	l.small = semaphore.NewWeighted(2 * smallBody)
+	l.patience = 20 * time.Second
+	address, begun, goOn := gated(t, l)
+	holders := []net.Conn{dial(t, address), dial(t, address)}
+	for _, conn := range holders {
+		send(t, conn, smallBody, 1)
+	}
+	for l.small.TryAcquire(1) { // both are there
+		l.small.Release(1)
+		runtime.Gosched()
+	}
+	send(t, dial(t, address), 2, 2)
+	select {
+	case <-begun:
+		t.Fatal("it is worked on though there is no room")
+	case <-time.After(50 * time.Millisecond):
+	}
+	for _, conn := range holders {
+		_ = conn.Close()
+	}
+	if n := <-begun; n != 2 {
+		t.Errorf("%d bytes", n)
+	}
+	goOn <- struct{}{}
+}
+
+// What is not JSON is not decoded: in YAML, which the decoder takes, a few bytes can stand for very many.
+func TestOnlyJSON(t *testing.T) {
+	address, begun, goOn := gated(t, newLoad())
+	for body, want := range map[string]int{"kind: AdmissionReview": 400, " \n{}": 200, "[]": 400, "": 400} {
+		go func() {
+			select {
+			case <-begun:
+				goOn <- struct{}{}
+			case <-t.Context().Done():
+			}
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) || strings.Contains(err.Error(), "reset") || strings.Contains(err.Error(), "broken pipe") {
-				continue // answered before all of it was sent
-			}
 			t.Fatal(err)
 		}
-		if _ = resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable {
-			t.Errorf("%s: %s", name, resp.Status)
+		if _ = resp.Body.Close(); resp.StatusCode != want {
+			t.Errorf("%q: %s, want %d", body, resp.Status, want)
 		}
 	}
 }
@@ -135,42 +200,42 @@ func TestServeTakesTurns(t *testing.T) {
 	p := startProcess(t, "--cert-source=secret", "--webhook-configuration=", "--cert-dir="+keyPair(t))
 	p.waitReady()
 	connect := func() net.Conn {
-		conn, err := tls.Dial("tcp", p.address(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the certificate is not what is tested
+		conn, err := tls.Dial("tcp", p.at, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the certificate is not what is tested
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
 		return conn
 	}
-	inFlight := func(n int) {
-		p.eventually("requests are being handled", func() error {
-			if body, err := get(p.scrape); err != nil || !strings.Contains(body, fmt.Sprintf("requests_in_flight{webhook=%q} %d", inject.Paths()[0].Path, n)) {
-				return errors.New("not yet")
-			}
-			return nil
-		})
+	answered := func(conn net.Conn, within time.Duration) bool {
+		if err := conn.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := conn.Read(make([]byte, 1))
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+		return err == nil
 	}
-	holder, large, small := connect(), connect(), connect()
+	holder := connect()
 	send(t, holder, largestBody, 1)
-	inFlight(1)
-	send(t, large, 2*smallBody, 2*smallBody)
-	inFlight(2)
+	var large net.Conn
+	p.eventually("a large request waits while another holds all turns", func() error {
+		large = connect()
+		send(t, large, 2*smallBody, 2*smallBody)
+		if answered(large, 200*time.Millisecond) {
+			return errors.New("it was answered")
+		}
+		return nil
+	})
+	small := connect()
 	send(t, small, 2, 2)
-	if _, err := small.Read(make([]byte, 1)); err != nil {
-		t.Errorf("a small request: %v", err)
-	}
-	if err := large.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
-		t.Fatal(err)
-	}
-	if n, err := large.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a large request was answered (%d, %v) while another holds all turns", n, err)
+	if !answered(small, 10*time.Second) {
+		t.Error("a small request waits, too")
 	}
 	_ = holder.Close()
-	if err := large.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := large.Read(make([]byte, 1)); err != nil {
-		t.Errorf("a large request, after the other is gone: %v", err)
+	if !answered(large, 10*time.Second) {
+		t.Error("a large request waits though the other is gone")
 	}
 }
 
@@ -198,27 +263,37 @@ func TestUnreadAnswersAreGivenUp(t *testing.T) {
 	}
 }
 
-// A request is worked on no longer than its API server waits, which says how long that is; who waited in vain is told when to
-// ask again, and an API server does so by itself.
+// timed is a response that notes the deadlines it is given.
+type timed struct {
+	*httptest.ResponseRecorder
+	read, write time.Time
+}
+
+func (w *timed) SetReadDeadline(at time.Time) error  { w.read = at; return nil }
+func (w *timed) SetWriteDeadline(at time.Time) error { w.write = at; return nil }
+
+// A request is worked on no longer than its API server waits, which says how long that is; who waits in vain for a turn is told so
+// while there is time to ask again, which an API server does by itself.
 func TestPatience(t *testing.T) {
-	l := newLoad()
 	for query, want := range map[string]time.Duration{
 		"": patience, "?timeout=5s": 5 * time.Second, "?timeout=30s": patience, "?timeout=-1s": patience, "?timeout=soon": patience,
 	} {
-		if got := l.patienceWith(httptest.NewRequest(http.MethodPost, "/mutate"+query, nil)); got != want {
-			t.Errorf("%q: %s, want %s", query, got, want)
-		}
-	}
-	if !l.turns.TryAcquire(largeBodies) {
-		t.Fatal("no turn")
-	}
-	server := httptest.NewServer(l.limit(http.NotFoundHandler()))
-	t.Cleanup(server.Close)
-	resp, err := postTo(t, server.URL+"?timeout=50ms", strings.Repeat("a", smallBody+1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _ = resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "1" {
-		t.Errorf("%s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+		synctest.Test(t, func(t *testing.T) {
+			l, begin, w := newLoad(), time.Now(), &timed{ResponseRecorder: httptest.NewRecorder()}
+			if !l.large.TryAcquire(largeBodies) {
+				t.Fatal("no turn")
+			}
+			body := strings.NewReader(strings.Repeat("a", smallBody+1))
+			l.limit(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/mutate"+query, body))
+			if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" {
+				t.Errorf("%q: %d, Retry-After %q", query, w.Code, w.Header().Get("Retry-After"))
+			}
+			if took := time.Since(begin); took != want/2 {
+				t.Errorf("%q: it waited for a turn for %s, want %s", query, took, want/2)
+			}
+			if read, write := w.read.Sub(begin), w.write.Sub(begin); read != want || write != want+patience {
+				t.Errorf("%q: %s for the body and %s for the answer, want %s and %s more", query, read, write, want, patience)
+			}
+		})
 	}
 }

@@ -37,12 +37,7 @@ func newMetrics(source certs.Source) *metricSet {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "multus_ip_manager_certificate_upkeep_healthy",
 			Help: "1 while the certificate's source can renew and publish, 0 while something keeps it from that; the log says what.",
-		}, func() float64 {
-			if source.Fault() != nil {
-				return 0
-			}
-			return 1
-		}),
+		}, func() float64 { return oneIf(source.Fault() == nil) }),
 		newCertificateUpkeep(source),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "multus_ip_manager_build_info",

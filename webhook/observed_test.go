@@ -35,10 +35,11 @@ func newAsker(t *testing.T, p *process) *asker {
 	t.Helper()
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the certificate is not what is tested
 	t.Cleanup(transport.CloseIdleConnections)
-	return &asker{t: t, client: &http.Client{Transport: transport, Timeout: 20 * time.Second}, url: "https://" + p.address() + inject.Paths()[0].Path}
+	return &asker{t: t, client: &http.Client{Transport: transport, Timeout: 20 * time.Second}, url: "https://" + p.at + inject.Paths()[0].Path}
 }
 
-// send posts a body and gives the status of the answer.
+// send posts a body and gives the status of the answer. What is too large may be refused before it was sent, so that its sender
+// hears nothing: that is the same as 413.
 func (a *asker) send(contentType string, body []byte) int {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), http.MethodPost, a.url, bytes.NewReader(body))
@@ -47,6 +48,9 @@ func (a *asker) send(contentType string, body []byte) int {
 	}
 	req.Header.Set("Content-Type", contentType)
 	resp, err := a.client.Do(req)
+	if len(body) > largestBody && answeredEarly(err) {
+		return http.StatusRequestEntityTooLarge
+	}
 	if err != nil {
 		a.t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ type options struct {
 	names                         []string
 	caDuration, leafDuration      time.Duration
 	caSettle                      time.Duration
+	certificateInterval           time.Duration
 	kubeconfig                    string
 	configFile                    string
 	mode, agentImage, pullPolicy  string
@@ -49,7 +50,7 @@ func defaultOptions(getenv func(string) string) *options {
 
 func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.host, "host", "", "IP address to listen on; all if empty")
-	f.IntVar(&o.port, "port", 9443, "port of the webhook")
+	f.IntVar(&o.port, "port", 9443, "port of the webhook; 0, here and below: a free one, which the log tells")
 	f.IntVar(&o.healthPort, "health-port", 8081, "port of /healthz and /readyz (plain HTTP)")
 	f.IntVar(&o.metricsPort, "metrics-port", 8080, "port of /metrics (plain HTTP)")
 	f.DurationVar(&o.drainTimeout, "drain-timeout", 10*time.Second, "after SIGTERM, longest time for which connections are closed by answers on them; shorter when nobody asks")
@@ -57,12 +58,13 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.certDir, "cert-dir", "", "directory of tls.crt and tls.key; needed by the sources cert-manager and secret")
 	f.StringVar(&o.namespace, "namespace", o.namespace, "namespace of the CA's Secret, and of the Certificate; default: environment variable POD_NAMESPACE")
 	f.StringVar(&o.certificate, "certificate", "", "cert-manager's Certificate, whose state the source cert-manager tells; empty: not looked at")
+	f.DurationVar(&o.certificateInterval, "certificate-interval", 0, "how often the Certificate and its issuer are looked at; 0: 30s")
 	f.StringVar(&o.secretName, "secret-name", "multus-ip-manager-ca", "Secret in which the source self keeps its CA")
 	f.StringVar(&o.configuration, "webhook-configuration", "multus-ip-manager", "MutatingWebhookConfiguration whose trust decides readiness (and is kept up by the source self); empty: not looked at")
 	f.StringSliceVar(&o.names, "dns-names", nil, "DNS names and IP addresses for which the source self issues the certificate")
 	f.DurationVar(&o.caDuration, "ca-duration", 0, "life of the source self's CA, replaced after two thirds of it; 0: a year")
 	f.DurationVar(&o.leafDuration, "leaf-duration", 0, "life of the source self's certificates, each replaced after about two thirds of it; 0: a week")
-	f.DurationVar(&o.caSettle, "ca-settle", 0, "how long a new CA of the source self must be trusted before it signs; 0: 30s")
+	f.DurationVar(&o.caSettle, "ca-settle", 0, "how long a new CA of the source self must be trusted before it signs; 0: 1m")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside the cluster")
 	o.addInjectionFlags(f)
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -184,7 +186,8 @@ func (o *options) filesSource(log *slog.Logger) (certs.Source, error) {
 	if !tells {
 		return certs.NewFiles(files)
 	}
-	source, err := certs.NewCertManager(certs.CertManagerOptions{Files: files, REST: config, Namespace: o.namespace, Certificate: o.certificate})
+	source, err := certs.NewCertManager(certs.CertManagerOptions{
+		Files: files, REST: config, Namespace: o.namespace, Certificate: o.certificate, Interval: o.certificateInterval})
 	if err != nil {
 		return nil, fmt.Errorf("%w (flags --namespace, --certificate)", err)
 	}

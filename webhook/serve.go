@@ -49,8 +49,10 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	defer stop()
 	group, failed := errgroup.WithContext(background)
 	group.Go(func() error { return source.Run(failed) })
-	group.Go(func() error { return listenAndServe(failed, o.host, o.healthPort, health) })
-	group.Go(func() error { return listenAndServe(failed, o.host, o.metricsPort, metrics) })
+	group.Go(func() error { return listenAndServe(failed, o.host, o.healthPort, health, log.With("for", "health")) })
+	group.Go(func() error {
+		return listenAndServe(failed, o.host, o.metricsPort, metrics, log.With("for", "metrics"))
+	})
 
 	log.Info("serving", "version", version, "port", o.port, "certSource", o.certSource)
 	err = door.serve(ctx, failed, o.host, o.port) // nothing of the above may be missing while we serve
@@ -102,7 +104,7 @@ func readyz(checks ...func(*http.Request) error) http.Handler {
 }
 
 // listenAndServe serves plain HTTP until ctx ends.
-func listenAndServe(ctx context.Context, host string, port int, handler http.Handler) error {
+func listenAndServe(ctx context.Context, host string, port int, handler http.Handler, log *slog.Logger) error {
 	server := &http.Server{
 		Handler: handler, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 90 * time.Second, MaxHeaderBytes: 64 << 10,
 	}
@@ -110,6 +112,7 @@ func listenAndServe(ctx context.Context, host string, port int, handler http.Han
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	log.Info("listening", "address", listener.Addr().String())
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err

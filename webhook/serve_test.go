@@ -23,6 +23,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/plane"
@@ -44,20 +45,38 @@ func TestMain(m *testing.M) {
 type process struct {
 	t              *testing.T
 	cmd            *exec.Cmd
-	port           string
+	at             string // where it takes admissions
 	health, scrape string
 	log            *syncBuffer
 	exited         chan error
 }
 
-// startProcess starts the webhook on free ports with these further arguments.
+// startProcess starts the webhook on free ports with these further arguments, and waits until it listens.
 func startProcess(t *testing.T, args ...string) *process {
 	t.Helper()
-	ports := freePorts(t, 3)
-	p := &process{t: t, port: ports[0], health: "http://127.0.0.1:" + ports[1], scrape: "http://127.0.0.1:" + ports[2] + "/metrics",
-		log: &syncBuffer{}, exited: make(chan error, 1)}
-	args = append([]string{"serve", "--host=127.0.0.1", "--port=" + ports[0], "--health-port=" + ports[1], "--metrics-port=" + ports[2]}, args...)
-	p.cmd = exec.Command(os.Args[0], args...)
+	p := launch(t, args...)
+	p.eventually("it listens", func() error {
+		at := map[any]any{}
+		for line := range strings.Lines(p.log.String()) {
+			var said map[string]any
+			if json.Unmarshal([]byte(line), &said) == nil && said["msg"] == "listening" {
+				at[said["for"]] = said["address"]
+			}
+		}
+		if len(at) < 3 {
+			return fmt.Errorf("the log tells of %v", at)
+		}
+		p.at, p.health, p.scrape = fmt.Sprint(at["admissions"]), fmt.Sprint("http://", at["health"]), fmt.Sprint("http://", at["metrics"], "/metrics")
+		return nil
+	})
+	return p
+}
+
+// launch starts the webhook.
+func launch(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, log: &syncBuffer{}, exited: make(chan error, 1)}
+	p.cmd = exec.Command(os.Args[0], append([]string{"serve", "--host=127.0.0.1", "--port=0", "--health-port=0", "--metrics-port=0"}, args...)...)
 	p.cmd.Env = append(os.Environ(), asWebhook+"=1")
 	p.cmd.Stderr = p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -73,8 +92,6 @@ func startProcess(t *testing.T, args ...string) *process {
 	})
 	return p
 }
-
-func (p *process) address() string { return "127.0.0.1:" + p.port }
 
 // terminate sends SIGTERM and waits for a clean end.
 func (p *process) terminate() {
@@ -129,7 +146,7 @@ func TestServe(t *testing.T) {
 	api := plane.Shared(t)
 	ns := api.CreateNamespace(t, "webhook", nil)
 	account := grant(t, api, ns)
-	p := startProcess(t, "--kubeconfig="+account, "--namespace="+ns, "--webhook-configuration="+ns, "--dns-names=127.0.0.1",
+	p := startProcess(t, "--kubeconfig="+account, "--namespace="+ns, "--dns-names=127.0.0.1",
 		"--agent-image=example.com/agent:1", "--agent-arg=deadline=10m", "--agent-env=AWS_REGION=eu-central-1", "--log-level=debug")
 	p.eventually("the missing configuration is told", func() error {
 		body, err := get(p.health + "/readyz")
@@ -138,7 +155,7 @@ func TestServe(t *testing.T) {
 		}
 		return nil
 	})
-	apply(t, api, ns, strings.NewReplacer("NAME", ns, "ADDRESS", p.address()).Replace(configuration))
+	apply(t, api, ns, strings.NewReplacer("NAME", ns, "ADDRESS", p.at).Replace(configuration))
 	p.waitReady()
 	if body, err := get(p.health + "/healthz"); err != nil {
 		t.Errorf("/healthz: %s %v", body, err)
@@ -159,14 +176,26 @@ func TestServe(t *testing.T) {
 		t.Errorf("status annotation %q", status)
 	}
 
-	body, err := get(p.scrape)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p.eventually("the CA's Secret goes when the configuration does", func() error {
+		secret := &corev1.Secret{}
+		if err := api.Client.Get(t.Context(), ctrlclient.ObjectKey{Namespace: ns, Name: "multus-ip-manager-ca"}, secret); err != nil {
+			return err
+		}
+		if len(secret.OwnerReferences) != 1 {
+			return fmt.Errorf("it has the owners %v", secret.OwnerReferences)
+		}
+		return nil
+	})
+	var body string
+	p.eventually("the upkeep is healthy", func() (err error) {
+		if body, err = get(p.scrape); err == nil && !strings.Contains(body, "\nmultus_ip_manager_certificate_upkeep_healthy 1\n") {
+			err = errors.New("it is not")
+		}
+		return err
+	})
 	for _, want := range []string{
 		`multus_ip_manager_admission_decisions_total{mode="init",outcome="inject",reason=`,
 		"multus_ip_manager_certificate_expiry_timestamp_seconds 1.",
-		"multus_ip_manager_certificate_upkeep_healthy 1",
 		`multus_ip_manager_build_info{component="webhook",`,
 		`controller_runtime_webhook_requests_total{code="200",webhook="/mutate"}`,
 		"go_goroutines ",
@@ -187,7 +216,7 @@ func TestServe(t *testing.T) {
 func TestAdmissionInFlightIsAnswered(t *testing.T) {
 	p := startProcess(t, "--cert-source=secret", "--webhook-configuration=", "--cert-dir="+keyPair(t))
 	p.waitReady()
-	conn, err := tls.Dial("tcp", p.address(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}}) //nolint:gosec // the certificate is not what is tested
+	conn, err := tls.Dial("tcp", p.at, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"}}) //nolint:gosec // the certificate is not what is tested
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,13 +242,16 @@ func TestAdmissionInFlightIsAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.eventually("the webhook takes no new connections", func() error {
-		if c, err := net.Dial("tcp", p.address()); err == nil {
+		if c, err := net.Dial("tcp", p.at); err == nil {
 			return errors.Join(errors.New("it does"), c.Close())
 		}
 		return nil
 	})
 	if _, err := get(p.health + "/healthz"); err != nil {
 		t.Errorf("a draining webhook looks dead: %v", err)
+	}
+	if said, err := get(p.health + "/readyz"); err == nil || !strings.Contains(said, "draining") {
+		t.Errorf("a draining webhook says %q, %v", said, err)
 	}
 	if _, err := conn.Write(body[half:]); err != nil {
 		t.Fatal(err)
@@ -249,7 +281,7 @@ func TestTakenPortIsFatal(t *testing.T) {
 			}
 			defer func() { _ = taken.Close() }()
 			_, port, _ := net.SplitHostPort(taken.Addr().String())
-			p := startProcess(t, "--cert-source=secret", "--webhook-configuration=", "--cert-dir="+t.TempDir(), flag+"="+port)
+			p := launch(t, "--cert-source=secret", "--webhook-configuration=", "--cert-dir="+t.TempDir(), flag+"="+port)
 			select {
 			case err := <-p.exited:
 				if err == nil || !strings.Contains(p.log.String(), "address already in use") {
@@ -262,11 +294,31 @@ func TestTakenPortIsFatal(t *testing.T) {
 	}
 }
 
-// grant makes a service account's kubeconfig with the rights of the chart.
+// grant makes a kubeconfig of the chart's service account, with its rights.
 func grant(t *testing.T, api *plane.Plane, ns string) string {
 	t.Helper()
-	apply(t, api, ns, strings.ReplaceAll(rights, "NAME", ns))
-	config, err := api.ServiceAccountConfig(t.Context(), ns, "default")
+	objects, err := renderChart(t, plane.Release{Name: "multus-ip-manager", Namespace: ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var manifests strings.Builder
+	account := ""
+	for _, o := range objects {
+		_, hook := o.GetAnnotations()["helm.sh/hook"] // of the chart's own tests
+		if hook || o.GetKind() != "ServiceAccount" && o.GroupVersionKind().Group != "rbac.authorization.k8s.io" {
+			continue
+		}
+		if o.GetKind() == "ServiceAccount" {
+			account = o.GetName()
+		}
+		text, err := o.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&manifests, "---\n%s\n", text)
+	}
+	apply(t, api, ns, manifests.String())
+	config, err := api.ServiceAccountConfig(t.Context(), ns, account)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,37 +344,10 @@ func apply(t *testing.T, api *plane.Plane, ns, manifests string) {
 	})
 }
 
-const rights = `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: NAME}
-rules:
-- {apiGroups: [""], resources: [secrets], verbs: [create]}
-- {apiGroups: [""], resources: [secrets], verbs: [get, list, watch, update], resourceNames: [multus-ip-manager-ca]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: NAME}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: NAME}
-subjects: [{kind: ServiceAccount, name: default, namespace: NAME}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: NAME}
-rules:
-- {apiGroups: [admissionregistration.k8s.io], resources: [mutatingwebhookconfigurations], verbs: [get, list, watch, patch], resourceNames: [NAME]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: NAME}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: NAME}
-subjects: [{kind: ServiceAccount, name: default, namespace: NAME}]
-`
-
 const configuration = `
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingWebhookConfiguration
-metadata: {name: NAME}
+metadata: {name: multus-ip-manager}
 webhooks:
 - name: default.multus-ip-manager.io
   admissionReviewVersions: [v1]
@@ -364,30 +389,6 @@ func get(url string) (string, error) {
 		err = fmt.Errorf("%s: %s", resp.Status, body)
 	}
 	return string(body), err
-}
-
-func freePorts(t *testing.T, n int) []string {
-	t.Helper()
-	var ports []string
-	var listeners []net.Listener // all open at once, so that each port is another one
-	defer func() {
-		for _, l := range listeners {
-			_ = l.Close()
-		}
-	}()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		listeners = append(listeners, l)
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ports = append(ports, port)
-	}
-	return ports
 }
 
 // syncBuffer is a log that is written and read at the same time.

@@ -81,7 +81,7 @@ func BenchmarkStayup(b *testing.B) {
 // newStayup starts the rig with its replicas, and makes a namespace for pods.
 func newStayup(b *testing.B, proxy bool) (rig *stayup.Rig, namespace string) {
 	b.Helper()
-	o := stayup.Options{Args: []string{"--leaf-duration=6s", "--ca-settle=1s"}, KubeProxy: proxy, Propagation: 300 * time.Millisecond}
+	o := stayup.Options{Args: []string{"--leaf-duration=20s", "--ca-settle=1s"}, KubeProxy: proxy, Propagation: 300 * time.Millisecond}
 	if shortForm() {
 		o.Values = map[string]any{"preStopSeconds": 1}
 	}
@@ -121,7 +121,8 @@ func happen(b *testing.B, rig *stayup.Rig, telco string, e mishap, t *section, r
 					ready = append(ready, p.Ready)
 				}
 			}
-			if err := stayup.Wait(ctx, time.Second); err != nil { // with what it led to
+			after := load.Asked() + stayupRate
+			if err := load.Await(ctx, func(r stayup.Result) bool { return r.Asked >= after }); err != nil { // with what it led to
 				b.Error(err)
 			}
 		}

@@ -33,6 +33,7 @@ import (
 
 	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/binaries"
+	"multus-ip-manager.io/test/stayup"
 )
 
 // clients is how many connections ask at once: enough to keep a server busy, few enough to leave it a core.
@@ -232,30 +233,13 @@ func (s *server) await(b *testing.B) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := get(ctx, s.base+"/readyz"); err == nil {
+		if _, err := stayup.Get(ctx, s.base+"/readyz"); err == nil {
 			return
 		} else if ctx.Err() != nil {
 			b.Fatalf("%s is not ready: %v", s.name, err)
 		}
 		<-tick.C
 	}
-}
-
-func get(ctx context.Context, url string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", resp.Status, text)
-	}
-	return string(text), err
 }
 
 // block measures so many admissions.
@@ -351,7 +335,7 @@ func (s *server) cpu(b *testing.B) time.Duration {
 // mallocs is how many heap objects the server has allocated so far.
 func (s *server) mallocs(b *testing.B) float64 {
 	b.Helper()
-	text, err := get(b.Context(), s.metrics)
+	text, err := stayup.Get(b.Context(), s.metrics)
 	if err != nil {
 		b.Fatal(err)
 	}

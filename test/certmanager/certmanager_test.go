@@ -62,7 +62,7 @@ func TestFromIssuerToAdmission(t *testing.T) {
 		t.Error("a CA that was made anew has the old key")
 	}
 	r.renewUnder(another)
-	load.verify(t)
+	r.verifyLoad(load)
 	r.waitFault("")
 }
 
@@ -128,7 +128,7 @@ func TestBrokenIssuerIsAnAlertAndNoOutage(t *testing.T) {
 	r.waitFault("")
 	r.renew(release)
 	r.waitServed(before)
-	load.verify(t)
+	r.verifyLoad(load)
 }
 
 // renewalIsStuck returns nil when a renewal that is due was not done.

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,6 +32,7 @@ import (
 
 	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/binaries"
+	"multus-ip-manager.io/test/loopback"
 	"multus-ip-manager.io/test/plane"
 )
 
@@ -40,9 +40,9 @@ const (
 	// release is the release's name and that of its objects.
 	release       = "multus-ip-manager"
 	configuration = "multus-ip-manager"
-	// lag is how late the kubelet brings a changed Secret into the pods. A real one takes up to a minute or more; what matters is
-	// that the API server may trust another CA long before.
-	lag = 1500 * time.Millisecond
+	// lag is how late the kubelet brings a changed Secret into the pods, under load: after so many admissions that were asked for
+	// when the API server trusts its CA. A real one takes up to a minute or more; what matters is that they were asked before.
+	lag = 100
 )
 
 // shared is what the tests of this package have in common. It is package state as the plane is.
@@ -76,6 +76,7 @@ type rig struct {
 	readyURL    string
 	log         *log
 	values      map[string]any
+	loaded      atomic.Pointer[load] // what runs beside the test now
 }
 
 func newRig(t *testing.T, certManager map[string]any, prepare func(*rig), args ...string) *rig {
@@ -121,13 +122,13 @@ func (r *rig) stopControllers() {
 // install installs the chart and starts the webhook as the chart's notes say.
 func (r *rig) install(certManager map[string]any) {
 	r.t.Helper()
-	ports := freePorts(r.t, 3)
-	r.address = fmt.Sprintf("127.0.0.1:%d", ports[0])
-	r.readyURL = fmt.Sprintf("http://127.0.0.1:%d/readyz", ports[1])
-	r.metricsURL = fmt.Sprintf("http://127.0.0.1:%d/metrics", ports[2])
+	addresses := loopback.Addresses(r.t, 3)
+	r.address = addresses[0].String()
+	r.readyURL = "http://" + addresses[1].String() + "/readyz"
+	r.metricsURL = "http://" + addresses[2].String() + "/metrics"
 	r.values = map[string]any{
 		"webhook": map[string]any{"url": "https://" + r.address},
-		"ports":   map[string]any{"webhook": ports[0], "health": ports[1], "metrics": ports[2]},
+		"ports":   map[string]any{"webhook": addresses[0].Port(), "health": addresses[1].Port(), "metrics": addresses[2].Port()},
 		"certs":   map[string]any{"source": "cert-manager", "certManager": certManager},
 		"log":     map[string]any{"level": "warn"},
 	}
@@ -146,7 +147,8 @@ func (r *rig) install(certManager map[string]any) {
 	must(r.t, err)
 	kubeconfig := filepath.Join(r.t.TempDir(), "kubeconfig")
 	must(r.t, plane.WriteKubeconfig(kubeconfig, config))
-	r.start(append(argsOf(notes), "--kubeconfig="+kubeconfig, "--cert-dir="+dir))
+	r.start(append(argsOf(notes), "--kubeconfig="+kubeconfig, "--cert-dir="+dir, "--host="+loopback.IP().String(),
+		"--certificate-interval=1s"))
 }
 
 func (r *rig) start(args []string) {
@@ -194,37 +196,61 @@ func (r *rig) mount(dir string) {
 	r.t.Cleanup(func() { cancel(); <-done })
 	go func() {
 		defer close(done)
-		var have string
-		for n := 0; ; {
-			secret := &corev1.Secret{}
-			if err := r.client.Get(ctx, r.key(release+"-tls"), secret); err == nil && secret.ResourceVersion != have {
-				if n > 0 && !wait(ctx, lag) {
-					return
-				}
-				have = secret.ResourceVersion
-				n++
-				if err := writeMount(dir, fmt.Sprintf("..%d", n), secret.Data); err != nil {
-					r.t.Error(err)
-				}
-				if err := os.RemoveAll(filepath.Join(dir, fmt.Sprintf("..%d", n-1))); err != nil {
-					r.t.Error(err)
-				}
-			}
-			if !wait(ctx, 20*time.Millisecond) {
+		k := &kubelet{rig: r, dir: dir}
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			k.look(ctx)
+			select {
+			case <-ctx.Done():
 				return
+			case <-tick.C:
 			}
 		}
 	}()
 }
 
-// wait returns false when ctx ended first.
-func wait(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
+// kubelet is the stand-in for it.
+type kubelet struct {
+	rig   *rig
+	dir   string
+	have  string      // the version of the Secret that is in dir
+	count int         // of those that were
+	late  func() bool // whether the version after that is held back yet; nil while there is none
+}
+
+// look brings the Secret as it is now, unless that is to be late.
+func (k *kubelet) look(ctx context.Context) {
+	secret := &corev1.Secret{}
+	if err := k.rig.client.Get(ctx, k.rig.key(release+"-tls"), secret); err != nil || secret.ResourceVersion == k.have {
+		return
 	}
+	if k.count > 0 && k.heldBack(ctx, secret) {
+		return
+	}
+	k.have, k.late = secret.ResourceVersion, nil
+	k.count++
+	err := writeMount(k.dir, fmt.Sprintf("..%d", k.count), secret.Data)
+	if err = errors.Join(err, os.RemoveAll(filepath.Join(k.dir, fmt.Sprintf("..%d", k.count-1)))); err != nil {
+		k.rig.t.Error(err)
+	}
+}
+
+// heldBack tells whether it is too early for another version: while there is load, all trust its CA first, and then so many
+// admissions are asked for as lag says.
+func (k *kubelet) heldBack(ctx context.Context, secret *corev1.Secret) bool {
+	l := k.rig.loaded.Load()
+	if l == nil {
+		return false
+	}
+	if k.late == nil {
+		if k.rig.injected(ctx, secret.Data[cmmeta.TLSCAKey]) != nil {
+			return true
+		}
+		from := l.admitted.Load()
+		k.late = func() bool { return k.rig.loaded.Load() == l && l.admitted.Load() < from+lag }
+	}
+	return k.late()
 }
 
 func writeMount(dir, version string, data map[string][]byte) error {
@@ -323,7 +349,7 @@ func (r *rig) served(ctx context.Context) (*x509.Certificate, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(bundles[0])
-	d := tls.Dialer{Config: &tls.Config{RootCAs: pool, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12}}
+	d := tls.Dialer{Config: &tls.Config{RootCAs: pool, ServerName: loopback.IP().String(), MinVersion: tls.VersionTLS12}}
 	conn, err := d.DialContext(ctx, "tcp", r.address)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
@@ -353,18 +379,22 @@ func (r *rig) waitServed(before []byte) {
 func (r *rig) waitInjected() {
 	r.t.Helper()
 	r.eventually("the CA is injected", func() error {
-		bundles, err := r.bundles(r.t.Context())
-		if err != nil {
-			return err
-		}
-		ca := r.secret(release+"-tls", cmmeta.TLSCAKey)
-		for _, b := range bundles {
-			if len(ca) == 0 || !bytes.Contains(b, ca) {
-				return errors.New("not yet")
-			}
-		}
-		return nil
+		return r.injected(r.t.Context(), r.secret(release+"-tls", cmmeta.TLSCAKey))
 	})
+}
+
+// injected returns nil when every entry trusts ca.
+func (r *rig) injected(ctx context.Context, ca []byte) error {
+	bundles, err := r.bundles(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range bundles {
+		if len(ca) == 0 || !bytes.Contains(b, ca) {
+			return errNotYet
+		}
+	}
+	return nil
 }
 
 // admit has a pod admitted without keeping it.
@@ -396,7 +426,10 @@ func (r *rig) load() *load {
 	var wg sync.WaitGroup
 	run := func(count *atomic.Int64, f func(context.Context) error) {
 		wg.Go(func() {
-			for wait(ctx, 5*time.Millisecond) {
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
+			for ctx.Err() == nil {
+				<-pace.C
 				if err := f(ctx); err != nil && ctx.Err() == nil {
 					l.mu.Lock()
 					l.failures = append(l.failures, time.Now().Format("05.000 ")+err.Error())
@@ -410,19 +443,25 @@ func (r *rig) load() *load {
 		run(&l.admitted, r.admit)
 	}
 	run(&l.connected, func(ctx context.Context) error { _, err := r.served(ctx); return err })
-	l.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	r.loaded.Store(l)
+	l.stop = sync.OnceFunc(func() { r.loaded.Store(nil); cancel(); wg.Wait() })
 	r.t.Cleanup(l.stop)
 	return l
 }
 
-// verify stops the load and fails the test if any of it failed.
-func (l *load) verify(t *testing.T) {
+// verifyLoad stops the load once there was some, also after what the test did, and fails the test if any of it failed.
+func (r *rig) verifyLoad(l *load) {
+	t := r.t
 	t.Helper()
+	admitted, connected := l.admitted.Load(), l.connected.Load()
+	r.eventually("load", func() error {
+		if l.admitted.Load() < admitted+20 || l.connected.Load() < connected+20 {
+			return errors.New("too little of it")
+		}
+		return nil
+	})
 	l.stop()
 	t.Logf("%d admissions, %d connections", l.admitted.Load(), l.connected.Load())
-	if l.admitted.Load() < 20 || l.connected.Load() < 20 {
-		t.Error("that is too little to mean anything")
-	}
 	if n := len(l.failures); n > 0 {
 		t.Errorf("%d of them failed, first: %s; last: %s", n, l.failures[0], l.failures[n-1])
 	}
@@ -507,19 +546,23 @@ func (r *rig) waitLog(parts ...string) {
 
 func (r *rig) eventually(what string, f func() error) {
 	r.t.Helper()
-	deadline := time.Now().Add(40 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(40 * time.Second)
+	defer limit.Stop()
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) || !wait(r.t.Context(), 20*time.Millisecond) {
-			r.t.Fatalf("%s: %v", what, err)
-		}
 		select {
+		case <-tick.C:
+		case <-limit.C:
+			r.t.Fatalf("%s: %v", what, err)
+		case <-r.t.Context().Done():
+			r.t.Fatalf("%s: %v", what, err)
 		case <-r.controllers.gone:
 			r.t.Fatalf("%s: cert-manager has ended", what)
-		default:
 		}
 	}
 }
@@ -532,22 +575,6 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var ports []int
-	var listeners []net.Listener // open until all are found, or one might be found twice
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		listeners = append(listeners, l)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	for _, l := range listeners {
-		must(t, l.Close())
-	}
-	return ports
 }
 
 func tailOf(text string, n int) string {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
@@ -200,10 +201,10 @@ func TestEntriesAreThePathsOfTheWebhook(t *testing.T) {
 
 func TestURLs(t *testing.T) {
 	for url, want := range map[string]string{
-		"https://192.0.2.1:9443":      "https://192.0.2.1:9443/mutate",
-		"https://192.0.2.1:9443/":     "https://192.0.2.1:9443/mutate",
-		"https://hook.example.com/a/": "https://hook.example.com/a/mutate",
-		"https://[2001:db8::1]:9443":  "https://[2001:db8::1]:9443/mutate",
+		"https://192.0.2.1:9443":     "https://192.0.2.1:9443/mutate",
+		"https://192.0.2.1:9443/":    "https://192.0.2.1:9443/mutate",
+		"https://hook.example.com":   "https://hook.example.com/mutate",
+		"https://[2001:db8::1]:9443": "https://[2001:db8::1]:9443/mutate",
 	} {
 		out := render(t, map[string]any{"webhook": map[string]any{"url": url}})
 		config := configuration(t, out)
@@ -252,6 +253,8 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"plain http":                   {set{"webhook": set{"url": "http://192.0.2.1"}}, "url"},
 		"url with a query":             {set{"webhook": set{"url": "https://a?b"}}, "url"},
 		"url with a user":              {set{"webhook": set{"url": "https://a@b"}}, "url"},
+		"url with a path":              {set{"webhook": set{"url": "https://a/b"}}, "without a path"},
+		"url with a path's beginning":  {set{"webhook": set{"url": "https://a//"}}, "without a path"},
 		"failure policy":               {set{"webhook": set{"failurePolicy": "fail"}}, "failurePolicy"},
 		"timeout the server refuses":   {set{"webhook": set{"timeoutSeconds": 31}}, "timeoutSeconds"},
 		"namespace name too long":      {set{"webhook": set{"excludedNamespaces": []string{long}}}, "excludedNamespaces"},
@@ -262,6 +265,14 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		"pull policy":                  {set{"image": set{"pullPolicy": "Sometimes"}}, "pullPolicy"},
 		"pull secret as text":          {set{"imagePullSecrets": []string{"a"}}, "imagePullSecrets"},
 		"port":                         {set{"ports": set{"webhook": 70000}}, "webhook"},
+		"port of a system's":           {set{"ports": set{"webhook": 1023}}, "/ports/webhook"},
+		"health at a system's port":    {set{"ports": set{"health": 80}}, "/ports/health"},
+		"the Service's own port":       {set{"ports": set{"metrics": 443}}, "/ports/metrics"},
+		"all may be drained":           {set{"podDisruptionBudget": set{"maxUnavailable": 2}}, "end all 2 replicas"},
+		"nearly all, rounded up":       {set{"podDisruptionBudget": set{"maxUnavailable": "67%"}, "replicaCount": 3}, "end all 3 replicas"},
+		"variable twice":               {set{"extraEnv": []set{{"name": "A", "value": "a"}, {"name": "A", "value": "b"}}}, "extraEnv names A twice"},
+		"shorter than cert-manager's":  {set{"certs": set{"source": "cert-manager", "certManager": set{"duration": "59m59s", "renewBefore": "10m"}}}, "below 1h"},
+		"renewed too late":             {set{"certs": set{"source": "cert-manager", "certManager": set{"renewBefore": "4m59s"}}}, "below 5m"},
 		"memory limit in words":        {set{"resources": set{"limits": set{"memory": "1.5Gi"}}}, "resources.limits.memory"},
 		"grace shorter than the drain": {set{"terminationGracePeriodSeconds": 12}, "terminationGracePeriodSeconds"},
 		"a label of the chart's":       {set{"commonLabels": set{"app.kubernetes.io/name": "a"}}, "commonLabels sets app.kubernetes.io/name"},
@@ -315,7 +326,7 @@ func TestKubernetesVersions(t *testing.T) {
 func TestLongCertificates(t *testing.T) {
 	type set = map[string]any
 	for _, certManager := range []set{
-		{"duration": "8760h"}, {"duration": "87600h1m", "issuerRef": set{"name": "company"}}, {"duration": "1h0m1s", "renewBefore": "60m"},
+		{"duration": "8760h"}, {"duration": "87600h1m", "issuerRef": set{"name": "company"}}, {"duration": "1h0m1s", "renewBefore": "60m"}, {"duration": "60m", "renewBefore": "5m"},
 	} {
 		if only(t, render(t, set{"certs": set{"source": "cert-manager", "certManager": certManager}}), "Deployment") == nil {
 			t.Errorf("%v: nothing was rendered", certManager)
@@ -325,25 +336,42 @@ func TestLongCertificates(t *testing.T) {
 
 func TestGoMemLimitFollowsTheMemoryLimit(t *testing.T) {
 	for limit, want := range map[any]string{
-		"128Mi": "120795955", "1Gi": "966367641", "200M": "180000000", 1000000: "900000", nil: "",
+		"128Mi": "120795955", "1Gi": "966367641", "200M": "180000000", 1000000: "900000", nil: "", "0": "", "0Mi": "", 0: "",
 	} {
 		limits := map[string]any{"memory": limit}
 		out := render(t, map[string]any{"resources": map[string]any{"limits": limits}})
-		got := ""
-		for _, object := range decode(t, out) {
-			if object.GetKind() != "Deployment" {
-				continue
-			}
-			containers, _, _ := unstructured.NestedSlice(object.Object, "spec", "template", "spec", "containers")
-			env, _, _ := unstructured.NestedSlice(containers[0].(map[string]any), "env")
-			for _, variable := range env {
-				if v := variable.(map[string]any); v["name"] == "GOMEMLIMIT" {
-					got = v["value"].(string)
-				}
-			}
+		var values []string
+		if want != "" {
+			values = []string{want}
 		}
-		if got != want {
-			t.Errorf("limit %v: GOMEMLIMIT=%q, want %q", limit, got, want)
+		if diff := cmp.Diff(values, memLimits(t, out)); diff != "" {
+			t.Errorf("limit %v: GOMEMLIMIT (-want +got):\n%s", limit, diff)
+		}
+	}
+}
+
+// memLimits are the values of GOMEMLIMIT in the webhook's container: where there are two, no upgrade can change either.
+func memLimits(t *testing.T, manifests string) []string {
+	t.Helper()
+	var out []string
+	for _, variable := range typed[appsv1.Deployment](t, only(t, manifests, "Deployment")).Spec.Template.Spec.Containers[0].Env {
+		if variable.Name == "GOMEMLIMIT" {
+			out = append(out, variable.Value)
+		}
+	}
+	return out
+}
+
+// Whoever sets a variable of the chart's own has it instead, also beside a limit that the chart would not understand.
+func TestExtraEnvWins(t *testing.T) {
+	type set = map[string]any
+	for _, limit := range []string{"128Mi", "1.5Gi"} {
+		out := render(t, set{
+			"resources": set{"limits": set{"memory": limit}},
+			"extraEnv":  []set{{"name": "A", "value": "b"}, {"name": "GOMEMLIMIT", "value": "100MiB"}, {"name": "C", "value": "d"}},
+		})
+		if diff := cmp.Diff([]string{"100MiB"}, memLimits(t, out)); diff != "" {
+			t.Errorf("GOMEMLIMIT beside a limit of %s (-want +got):\n%s", limit, diff)
 		}
 	}
 }

@@ -80,22 +80,30 @@ type installation struct {
 	release plane.Release
 }
 
-func install(t *testing.T, values map[string]any) installation {
-	t.Helper()
-	dir, err := plane.ChartDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return installChart(t, dir, values)
-}
-
-func installChart(t *testing.T, chart string, values map[string]any) installation {
+// clusterHelm returns the API server, a Helm that works on it, and the chart's folder.
+func clusterHelm(t *testing.T) (*plane.Plane, *plane.Helm, string) {
 	t.Helper()
 	p := plane.Shared(t)
 	helm, err := p.Helm()
 	if err != nil {
 		t.Fatal(err)
 	}
+	dir, err := plane.ChartDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, helm, dir
+}
+
+func install(t *testing.T, values map[string]any) installation {
+	t.Helper()
+	_, _, dir := clusterHelm(t)
+	return installChart(t, dir, values)
+}
+
+func installChart(t *testing.T, chart string, values map[string]any) installation {
+	t.Helper()
+	p, helm, _ := clusterHelm(t)
 	i := installation{plane: p, helm: helm, release: plane.Release{
 		Name: releaseName, Namespace: p.CreateNamespace(t, "mim-system", map[string]string{settings.LabelInject: settings.InjectEnabled}),
 		Chart: chart, Values: values,
@@ -465,15 +473,8 @@ func TestRightsWithForeignCertificates(t *testing.T) {
 }
 
 func TestNotesTellTheNextCommand(t *testing.T) {
-	p := plane.Shared(t)
-	helm, err := p.Helm()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := plane.ChartDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, helm, dir := clusterHelm(t)
+	installOperators(t, p)
 	ns := p.CreateNamespace(t, "notes", nil)
 	type set = map[string]any
 	for name, test := range map[string]struct {
@@ -483,13 +484,20 @@ func TestNotesTellTheNextCommand(t *testing.T) {
 		"default": {nil, []string{"rollout status deployment/mim-multus-ip-manager"}},
 		"url": {values(t, "url"), []string{
 			"'--cert-source=self'", "'--dns-names=192.0.2.10'", "https://192.0.2.10:9443/", ns + "/mim-multus-ip-manager",
+			"'--port=9443'", `--kubeconfig="$KUBECONFIG"`, "  bin/webhook \\\n    'serve' \\\n",
 		}},
-		"secret":         {values(t, "secret"), []string{"my-certificate", "caBundle"}},
-		"failure policy": {set{"webhook": set{"failurePolicy": "Ignore"}}, []string{"failurePolicy is Ignore"}},
-		"mode":           {set{"agent": set{"mode": "sidecar"}}, []string{`"sidecar"`}},
-		"one replica":    {set{"replicaCount": 1}, []string{"while the only replica is away, no Multus pod"}},
-		"none":           {set{"replicaCount": 0}, []string{"no webhook runs, no Multus pod"}},
-		"test":           {nil, []string{"with --set helmTest.namespace=NAMESPACE", "helm test mim --namespace " + ns}},
+		"url of a port":    {set{"webhook": set{"url": "https://[2001:db8::1]:8443"}, "ports": set{"webhook": 10250}}, []string{"'--port=8443'", "'--dns-names=2001:db8::1'"}},
+		"url of no port":   {set{"webhook": set{"url": "https://[2001:db8::]/"}}, []string{"'--port=443'", "'--dns-names=2001:db8::'"}},
+		"url and a secret": {set{"webhook": set{"url": "https://a"}, "certs": set{"source": "secret", "secretName": "mine"}}, []string{"tls.crt and tls.key of Secret mine in /etc/multus-ip-manager/certs"}},
+		"url and a quote":  {set{"webhook": set{"url": "https://a"}, "agent": set{"env": []set{{"name": "A", "value": "it's $(B)"}}}}, []string{`'--agent-env=A=it'\''s $(B)'`}},
+		"secret":           {values(t, "secret"), []string{"Append the CA of Secret my-certificate to the field caBundle", "before the upgrade, and leave there what is there"}},
+		"cert-manager":     {set{"certs": set{"source": "cert-manager"}}, []string{"only with cert-manager 1.19 or newer"}},
+		"on the node":      {set{"hostNetwork": true, "replicaCount": 1}, []string{"with hostNetwork, so each upgrade ends it before the next one starts: while"}},
+		"failure policy":   {set{"webhook": set{"failurePolicy": "Ignore"}}, []string{"failurePolicy is Ignore"}},
+		"mode":             {set{"agent": set{"mode": "sidecar"}}, []string{`"sidecar"`}},
+		"one replica":      {set{"replicaCount": 1}, []string{"while the only replica is away, no Multus pod"}},
+		"none":             {set{"replicaCount": 0}, []string{"no webhook runs, no Multus pod"}},
+		"test":             {nil, []string{"with --set helmTest.namespace=NAMESPACE", "helm test mim --namespace " + ns}},
 	} {
 		out, err := helm.Install(t.Context(), plane.Release{
 			Name: releaseName, Namespace: ns, Chart: dir, Values: test.values, Args: []string{"--dry-run=client"},

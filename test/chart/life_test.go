@@ -351,6 +351,7 @@ func TestSecondReleaseIsRefused(t *testing.T) {
 		for _, want := range []string{
 			"as release \"mim\" in namespace \"" + i.release.Namespace + "\"", "there can be no second one",
 			"helm upgrade mim CHART --namespace " + i.release.Namespace, "helm uninstall mim --namespace " + i.release.Namespace,
+			"--selector app.kubernetes.io/name=multus-ip-manager,app.kubernetes.io/instance=mim,app.kubernetes.io/component=webhook",
 		} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: got %v, want %s", title, err, want)
@@ -389,8 +390,8 @@ func TestOnlyRefusalsAskTheCluster(t *testing.T) {
 		}
 		return err
 	})
-	if err != nil || count != 1 {
-		t.Errorf("%d lookups, %v; want the one of mim.checkOwner", count, err)
+	if err != nil || count != 2 {
+		t.Errorf("%d lookups, %v; want the two of mim.checkOwner", count, err)
 	}
 }
 

@@ -34,6 +34,11 @@ func only(t *testing.T, manifests, kind string) *unstructured.Unstructured {
 	return found
 }
 
+// ofTest tells whether an object is there for as long as `helm test` runs.
+func ofTest(object *unstructured.Unstructured) bool {
+	return object.GetAnnotations()["helm.sh/hook"] == "test"
+}
+
 // typed converts an object that was rendered, and refuses fields that Kubernetes does not know.
 func typed[T any](t *testing.T, object *unstructured.Unstructured) *T {
 	t.Helper()
@@ -83,6 +88,9 @@ func TestOwnAnnotationsWin(t *testing.T) {
 	})
 	got := map[string][]string{}
 	for _, o := range decode(t, out) {
+		if ofTest(o) {
+			continue // labelled as all, and as TestCommonLabelsAndAnnotations says
+		}
 		got[o.GetKind()] = []string{o.GetLabels()["a"], o.GetLabels()["b"], o.GetAnnotations()["a"], o.GetAnnotations()["b"]}
 		if o.GetKind() == "Deployment" {
 			pod := typed[appsv1.Deployment](t, o).Spec.Template
@@ -105,15 +113,40 @@ func TestOwnAnnotationsWin(t *testing.T) {
 func TestOffByDefault(t *testing.T) {
 	var kinds []string
 	for _, object := range decode(t, render(t, nil)) {
-		kinds = append(kinds, object.GetKind())
+		if !ofTest(object) {
+			kinds = append(kinds, object.GetKind())
+		}
 	}
 	slices.Sort(kinds)
 	want := []string{
-		"ClusterRole", "ClusterRoleBinding", "Deployment", "MutatingWebhookConfiguration", "Pod", "PodDisruptionBudget",
+		"ClusterRole", "ClusterRoleBinding", "Deployment", "MutatingWebhookConfiguration", "PodDisruptionBudget",
 		"Role", "RoleBinding", "Service", "ServiceAccount",
 	}
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Errorf("by default (-want +got):\n%s", diff)
+	}
+}
+
+// With ports of the node, an upgrade that wanted a new replica first would wait for ever where every node has an old one.
+func TestUpgradesOnTheNodesOwnNetwork(t *testing.T) {
+	for host, want := range map[bool]string{false: "surge 1, unavailable 0", true: "surge 0, unavailable 1"} {
+		out := render(t, map[string]any{"hostNetwork": host})
+		rolling := typed[appsv1.Deployment](t, only(t, out, "Deployment")).Spec.Strategy.RollingUpdate
+		if got := "surge " + rolling.MaxSurge.String() + ", unavailable " + rolling.MaxUnavailable.String(); got != want {
+			t.Errorf("hostNetwork %v: %s, want %s", host, got, want)
+		}
+	}
+}
+
+// The kubelet expands the arguments of the webhook's own container; what is meant for the injected one must get past it.
+func TestAgentEnvironmentPassesTheKubelet(t *testing.T) {
+	for value, want := range map[string]string{
+		"$(HOME)/a": "$$(HOME)/a", "$$(HOME)": "$$$$(HOME)", "a$b": "a$$b", "plain": "plain",
+	} {
+		args := arguments(t, render(t, map[string]any{"agent": map[string]any{"env": []map[string]any{{"name": "A", "value": value}}}}))
+		if !slices.Contains(args, "--agent-env=A="+want) {
+			t.Errorf("%s: %q, want %s", value, args, want)
+		}
 	}
 }
 
@@ -273,5 +306,44 @@ func TestAlertsAndDashboards(t *testing.T) {
 		if got := data["multus-ip-manager-"+name+".json"]; got != file || !strings.HasPrefix(strings.TrimSpace(got), "{") {
 			t.Errorf("%s: %d bytes, the file has %d", name, len(got), len(file))
 		}
+	}
+}
+
+// What `helm test` needs is its own, made for each test and removed after it: the webhook's account, which runs on, gets nothing by it.
+func TestHelmTestHasAnAccountOfItsOwn(t *testing.T) {
+	const account = releaseName + "-multus-ip-manager-test"
+	var kinds []string
+	for _, object := range decode(t, render(t, map[string]any{"helmTest": map[string]any{"namespace": "telco"}})) {
+		subjects, _, err := unstructured.NestedSlice(object.Object, "subjects")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ofTest(object) {
+			for _, subject := range subjects {
+				if name := subject.(map[string]any)["name"]; name == account {
+					t.Errorf("%s %s is for the test's account and stays", object.GetKind(), object.GetName())
+				}
+			}
+			continue
+		}
+		kinds = append(kinds, object.GetKind())
+		const policy = "before-hook-creation,hook-succeeded,hook-failed"
+		if got := object.GetAnnotations()["helm.sh/hook-delete-policy"]; object.GetName() != account || got != policy {
+			t.Errorf("%s %s, deleted %s", object.GetKind(), object.GetName(), got)
+		}
+		for _, subject := range subjects {
+			if name := subject.(map[string]any)["name"]; name != account {
+				t.Errorf("%s is for %v", object.GetKind(), name)
+			}
+		}
+		if object.GetKind() == "Pod" {
+			if got := typed[corev1.Pod](t, object).Spec.ServiceAccountName; got != account {
+				t.Errorf("the test runs as %s", got)
+			}
+		}
+	}
+	slices.Sort(kinds)
+	if diff := cmp.Diff([]string{"ClusterRole", "ClusterRoleBinding", "Pod", "Role", "RoleBinding", "ServiceAccount"}, kinds); diff != "" {
+		t.Errorf("kinds (-want +got):\n%s", diff)
 	}
 }

@@ -94,15 +94,7 @@ func TestPlainYAML(t *testing.T) {
 // People without Helm: one command brings it, brings it again without a change, and takes it away. Who comes later with Helm
 // is told by Helm, and can have it.
 func TestPlainYAMLInTheCluster(t *testing.T) {
-	p := plane.Shared(t)
-	helm, err := p.Helm()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := plane.ChartDir()
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, helm, dir := clusterHelm(t)
 	release := plainRelease(dir)
 	i := installation{plane: p, helm: helm, release: release}
 	t.Cleanup(func() { deleteAll(t, p, readPlain(t)) })
@@ -122,7 +114,7 @@ func TestPlainYAMLInTheCluster(t *testing.T) {
 	}
 	i.checkTrust(t, "applied again", ca)
 
-	_, err = helm.Install(t.Context(), release)
+	_, err := helm.Install(t.Context(), release)
 	if err == nil || !strings.Contains(err.Error(), "exists and cannot be imported into the current release") {
 		t.Errorf("a release beside the plain manifests: %v", err)
 	}

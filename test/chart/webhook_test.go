@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"multus-ip-manager.io/test/loopback"
 	"multus-ip-manager.io/test/plane"
 	"multus-ip-manager.io/test/tools"
 )
@@ -63,9 +63,10 @@ func TestWebhookRunsAsTheChartSays(t *testing.T) {
 	webhook := buildWebhook(t)
 	for name, ready := range map[string]bool{"default": true, "secret": false, "agent": true} {
 		t.Run(name, func(t *testing.T) {
-			port, health := freePort(t), freePort(t)
+			addresses := loopback.Addresses(t, 3)
+			host, url := loopback.IP().String(), "https://"+addresses[0].String()
 			v := values(t, name)
-			v["webhook"] = map[string]any{"url": "https://127.0.0.1:" + port}
+			v["webhook"] = map[string]any{"url": url}
 			i := install(t, v)
 			config, err := i.plane.ServiceAccountConfig(t.Context(), i.release.Namespace, releaseName+"-multus-ip-manager")
 			if err != nil {
@@ -81,9 +82,11 @@ func TestWebhookRunsAsTheChartSays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			args := append(arguments(t, manifests), "--kubeconfig="+kubeconfig, "--host=127.0.0.1", "--dns-names=127.0.0.1",
-				"--port="+port, "--health-port="+health, "--metrics-port="+freePort(t))
-			base := "http://127.0.0.1:" + health
+			args := append(arguments(t, manifests), "--kubeconfig="+kubeconfig, "--host="+host, "--dns-names="+host)
+			for n, flag := range []string{"port", "health-port", "metrics-port"} {
+				args = append(args, fmt.Sprintf("--%s=%d", flag, addresses[n].Port()))
+			}
+			base := "http://" + addresses[1].String()
 			stop := sync.OnceFunc(start(t, webhook, args, base+"/healthz"))
 			defer stop()
 			if ready {
@@ -95,7 +98,7 @@ func TestWebhookRunsAsTheChartSays(t *testing.T) {
 				}
 				// The chart's next upgrade and the webhook's field live together.
 				changed := i.release
-				changed.Values = map[string]any{"webhook": map[string]any{"url": "https://127.0.0.1:" + port, "timeoutSeconds": 4}}
+				changed.Values = map[string]any{"webhook": map[string]any{"url": url, "timeoutSeconds": 4}}
 				if _, err := i.helm.Upgrade(t.Context(), changed); err != nil {
 					t.Error(err)
 				}
@@ -104,7 +107,7 @@ func TestWebhookRunsAsTheChartSays(t *testing.T) {
 				}
 				if name == "default" {
 					i.release.Values = changed.Values
-					testHelmTest(t, i, webhook, kubeconfig, stop)
+					testHelmTest(t, i, webhook, stop)
 				}
 			} else if ok(t, base+"/readyz") {
 				t.Error("ready without a certificate")
@@ -158,14 +161,4 @@ func ok(t *testing.T, url string) bool {
 	}
 	_ = response.Body.Close()
 	return response.StatusCode == http.StatusOK
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close() //nolint:errcheck // only its number was wanted
-	return fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)
 }

@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var update = flag.Bool("update", false, "write the copies of the alerts and dashboards")
+var update = flag.Bool("update", false, "write prometheusrule.yaml anew")
 
 // example is one situation of testdata/alerts.yaml: series, and what the alert says about them.
 type example struct {
@@ -101,22 +101,29 @@ func (a alert) check(t *testing.T) {
 	}
 }
 
-// The chart and the Prometheus operator need the same in other places.
-func TestCopies(t *testing.T) {
-	alerts := read(t, folder+"alerts.yaml")
-	for path, want := range map[string][]byte{
-		folder + "prometheusrule.yaml":             prometheusRule(alerts),
-		"../../manifests/chart/files/alerts.yaml":  alerts,
-		"../../manifests/chart/files/webhook.json": read(t, folder+"webhook.json"),
-		"../../manifests/chart/files/agents.json":  read(t, folder+"agents.json"),
-	} {
-		if *update {
-			if err := os.WriteFile(path, want, 0o644); err != nil { //nolint:gosec // a file of the repository
-				t.Fatal(err)
-			}
+// The Prometheus operator needs the alerts in another form.
+func TestPrometheusRule(t *testing.T) {
+	const path = folder + "prometheusrule.yaml"
+	want := prometheusRule(read(t, folder+"alerts.yaml"))
+	if *update {
+		if err := os.WriteFile(path, want, 0o644); err != nil { //nolint:gosec // a file of the repository
+			t.Fatal(err)
 		}
-		if got := read(t, path); !bytes.Equal(got, want) {
-			t.Errorf("%s is not what it is made of; `make golden` writes it anew", path)
+	}
+	if got := read(t, path); !bytes.Equal(got, want) {
+		t.Errorf("%s is not what it is made of; `make golden` writes it anew", path)
+	}
+}
+
+// There is one of each file, and it lies in the chart: Helm warns of links there, and a package of the chart would hold copies.
+func TestFilesAreTheCharts(t *testing.T) {
+	const files = "../chart/files/"
+	for _, name := range []string{"alerts.yaml", "webhook.json", "agents.json"} {
+		if to, err := os.Readlink(folder + name); err != nil || to != files+name {
+			t.Errorf("%s is a link to %q: %v", name, to, err)
+		}
+		if info, err := os.Lstat(folder + files + name); err != nil || !info.Mode().IsRegular() {
+			t.Errorf("%s in the chart is no file: %v", name, err)
 		}
 	}
 }

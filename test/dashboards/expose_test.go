@@ -82,13 +82,11 @@ func agentExposition(t *testing.T) string {
 // webhookProcess is a running webhook.
 type webhookProcess struct{ address, metrics string }
 
-// startWebhook runs the real program with its certificate from a directory, and waits until it tells metrics.
+// startWebhook runs the real program with its certificate from a directory, and waits until it listens.
 func startWebhook(t *testing.T, program, certs string) webhookProcess {
 	t.Helper()
-	ports := freePorts(t, 3)
-	p := webhookProcess{address: "127.0.0.1:" + ports[0], metrics: "http://127.0.0.1:" + ports[2] + "/metrics"}
 	//nolint:gosec // a program that was built here
-	cmd := exec.Command(program, "serve", "--host=127.0.0.1", "--port="+ports[0], "--health-port="+ports[1], "--metrics-port="+ports[2],
+	cmd := exec.Command(program, "serve", "--host=127.0.0.1", "--port=0", "--health-port=0", "--metrics-port=0",
 		"--cert-source=secret", "--cert-dir="+certs, "--webhook-configuration=", "--drain-timeout=0s")
 	log, err := cmd.StderrPipe()
 	if err != nil {
@@ -104,13 +102,29 @@ func startWebhook(t *testing.T, program, certs string) webhookProcess {
 		<-told
 		_ = cmd.Wait()
 	})
+	listening := make(chan [2]string, 3)
 	go func() {
 		defer close(told)
 		for lines := bufio.NewScanner(log); lines.Scan(); {
 			t.Log(lines.Text())
+			var said struct{ Msg, For, Address string }
+			if json.Unmarshal(lines.Bytes(), &said) == nil && said.Msg == "listening" {
+				listening <- [2]string{said.For, said.Address}
+			}
 		}
 	}()
-	return p
+	at := map[string]string{}
+	for len(at) < cap(listening) {
+		select {
+		case one := <-listening:
+			at[one[0]] = one[1]
+		case <-told:
+			t.Fatal("the webhook ended")
+		case <-time.After(30 * time.Second):
+			t.Fatalf("the webhook tells only of %v", at)
+		}
+	}
+	return webhookProcess{address: at["admissions"], metrics: "http://" + at["metrics"] + "/metrics"}
 }
 
 // eventually repeats a check until it is content.
@@ -160,7 +174,7 @@ func exposed(t *testing.T) families {
 	certs, ca := serverCertificate(t)
 	healthy := startWebhook(t, filepath.Join(dir, "webhook"), certs)
 	faulty := startWebhook(t, filepath.Join(dir, "webhook"), t.TempDir())
-	nobody := "127.0.0.1:" + freePorts(t, 1)[0]
+	const nobody = "127.0.0.1:1"
 
 	for policy, address := range map[string]string{"ask": healthy.address, "refused": nobody, "ignored": nobody} {
 		ns := api.CreateNamespace(t, policy, nil)
@@ -311,30 +325,6 @@ func serverCertificate(t *testing.T) (dir, bundle string) {
 		}
 	}
 	return dir, base64.StdEncoding.EncodeToString(public)
-}
-
-func freePorts(t *testing.T, n int) []string {
-	t.Helper()
-	var ports []string
-	var open []net.Listener // all at once, so that each port is another one
-	defer func() {
-		for _, l := range open {
-			_ = l.Close()
-		}
-	}()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		open = append(open, l)
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ports = append(ports, port)
-	}
-	return ports
 }
 
 // decode reads JSON from a text or fails.

@@ -128,6 +128,9 @@ func (r *run) run() error {
 		r.say("round %d: %d moves, %d crashes, %d faults so far; %d EC2 calls; settled in %s; agents: %s", round, r.moves, r.crashes, r.faults,
 			r.cloud.Calls()-before, took.Round(time.Millisecond), r.sizes())
 	}
+	if err := r.storm(r.For / 10); err != nil {
+		return fmt.Errorf("storm: %w", err)
+	}
 	return r.finish()
 }
 
@@ -498,6 +501,44 @@ func (r *run) sizes() string {
 		}
 	}
 	return strings.Join(out, "; ")
+}
+
+// storm adds and removes one address a thousand times a second. The agent may not ask EC2 for each, and has it in the end.
+func (r *run) storm(d time.Duration) error {
+	m, address := r.members[0], netip.MustParsePrefix("10.0.5.200/32")
+	if err := m.pod.AddAddrs(link, address); err != nil {
+		return err
+	}
+	const every, flaps = 10 * time.Millisecond, 5 // two events each
+	before, events, end := r.cloud.Calls(), 0, time.Now().Add(d)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for time.Now().Before(end) {
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			return context.Cause(r.ctx)
+		}
+		if err := m.pod.Flap(link, address, flaps); err != nil {
+			return err
+		}
+		events += 2 * flaps
+	}
+	ctx, cancel := context.WithTimeoutCause(r.ctx, settled, errors.New("EC2 does not have it there in time"))
+	defer cancel()
+	if err := r.record.WaitHolder(ctx, address.Addr(), m.pod.ENI(link)); err != nil {
+		return err
+	}
+	if err := r.ready(ctx, m); err != nil {
+		return err
+	}
+	calls := r.cloud.Calls() - before
+	r.say("storm: %d events in %s, %d EC2 calls", events, d, calls)
+	// A hundred claims of an address, then two a second, and what others ask meanwhile.
+	if most := 150 + int(3*d.Seconds()); calls > most {
+		return fmt.Errorf("%d EC2 calls for %d events, want at most %d", calls, events, most)
+	}
+	return r.alive()
 }
 
 // finish sees that nothing moves any more, that the agents have not grown, and that they end as they should.

@@ -1,6 +1,7 @@
 package stayup
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -53,7 +55,7 @@ func (t *Trust) Stop() {
 
 func (t *Trust) run(ctx context.Context) {
 	for Wait(ctx, 100*time.Millisecond) == nil {
-		roots, err := t.rig.roots(ctx)
+		bundle, err := t.rig.bundle(ctx)
 		if err != nil {
 			continue // there is no API server that could connect either
 		}
@@ -63,12 +65,12 @@ func (t *Trust) run(ctx context.Context) {
 			default:
 				continue
 			}
-			_, err := t.rig.connect(ctx, p, roots)
+			_, err := t.rig.connect(ctx, p, bundle)
 			if ctx.Err() != nil {
 				return
 			}
 			t.Connections++
-			if err != nil {
+			if err != nil && t.rig.current(ctx, p, bundle) {
 				t.Refused++
 				if len(t.Errors) < 5 {
 					t.Errors = append(t.Errors, err.Error())
@@ -78,21 +80,29 @@ func (t *Trust) run(ctx context.Context) {
 	}
 }
 
-// roots is what the webhook configuration trusts.
-func (r *Rig) roots(ctx context.Context) (*x509.CertPool, error) {
+// bundle is what the webhook configuration trusts.
+func (r *Rig) bundle(ctx context.Context) ([]byte, error) {
 	conf := &admissionregistrationv1.MutatingWebhookConfiguration{}
-	if err := r.Plane.Client.Get(ctx, client.ObjectKey{Name: configuration}, conf); err != nil {
-		return nil, err
+	err := r.Plane.Client.Get(ctx, client.ObjectKey{Name: configuration}, conf)
+	if err != nil || len(conf.Webhooks) == 0 {
+		return nil, errors.Join(errors.New("no webhook configuration"), err)
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(conf.Webhooks[0].ClientConfig.CABundle)
-	return pool, nil
+	return append([]byte{}, conf.Webhooks[0].ClientConfig.CABundle...), nil // not nil: who trusts nobody does not trust anybody
 }
 
-// connect makes one connection; nil roots trust anything.
-func (r *Rig) connect(ctx context.Context, p *Replica, roots *x509.CertPool) (Served, error) {
+// current reports whether a replica still serves, and the webhook configuration still trusts the same: if not, a connection that
+// failed meanwhile shows nothing but that this took long.
+func (r *Rig) current(ctx context.Context, p *Replica, bundle []byte) bool {
+	now, err := r.bundle(ctx)
+	return err == nil && bytes.Equal(now, bundle) && slices.Contains(r.Replicas(), p)
+}
+
+// connect makes one connection; a nil bundle trusts anything.
+func (r *Rig) connect(ctx context.Context, p *Replica, bundle []byte) (Served, error) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(bundle)
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: &tls.Config{
-		RootCAs: roots, InsecureSkipVerify: roots == nil, MinVersion: tls.VersionTLS12, //nolint:gosec // without roots nobody is trusted with anything
+		RootCAs: roots, InsecureSkipVerify: bundle == nil, MinVersion: tls.VersionTLS12, //nolint:gosec // without a bundle nobody is trusted with anything
 		ServerName: r.service.Name + "." + r.service.Namespace + ".svc",
 	}}
 	conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(p.Addr, uint16(p.ports.webhook)).String()) //nolint:gosec // a port

@@ -20,7 +20,7 @@ import (
 )
 
 // persistence is how long a controller is followed that tries to create its pod again and again.
-const persistence = 20 * time.Second
+const persistence = time.Minute
 
 // atOnce is how many pods at most are being created at a time. A load that would need more falls behind.
 const atOnce = 100
@@ -83,7 +83,7 @@ type Load struct {
 type Result struct {
 	// Asked is the number of pods, Refused that of answers that no webhook could be asked (the figure that should be zero), Away that
 	// of attempts for which there was no API server, Naked that of pods admitted without the container, Lost that of pods that their
-	// controller could not create in twenty seconds of attempts.
+	// controller could not create in a minute of attempts.
 	Asked, Refused, Away, Naked, Lost int
 	// Pods is the number of pods of which an attempt was refused.
 	Pods int
@@ -122,6 +122,23 @@ func (l *Load) Asked() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.result.Asked
+}
+
+// Await waits until the load has come to what is asked for; the error says what it came to in a minute.
+func (l *Load) Await(ctx context.Context, reached func(Result) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		l.mu.Lock()
+		done, so := reached(l.result), l.result
+		l.mu.Unlock()
+		if done {
+			return nil
+		}
+		if err := Wait(ctx, 10*time.Millisecond); err != nil {
+			return fmt.Errorf("the load only came to %s: %w", so, err)
+		}
+	}
 }
 
 func (l *Load) run(ctx context.Context, rate int) {

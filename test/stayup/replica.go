@@ -244,7 +244,11 @@ func (p *Replica) Log() string { return p.log.String() }
 func (p *Replica) get(ctx context.Context, port int, path string, timeout time.Duration) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	url := "http://" + netip.AddrPortFrom(p.Addr, uint16(port)).String() + path //nolint:gosec // a port
+	return Get(ctx, "http://"+netip.AddrPortFrom(p.Addr, uint16(port)).String()+path) //nolint:gosec // a port
+}
+
+// Get reads a page. Another status than 200 is an error, beside the page.
+func Get(ctx context.Context, url string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err

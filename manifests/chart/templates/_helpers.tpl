@@ -3,24 +3,26 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Name of the objects. At most 50 characters, so that suffixes fit into 63. */}}
+{{/*
+Name of the objects. At most 50 characters, so that suffixes fit into 63. A release may be called what no Service may: with
+dots, or with a digit at the beginning. Names stand in quotes wherever they are rendered: "on", "1e3" and "null" are names, too.
+*/}}
 {{- define "mim.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- $name := include "mim.name" . -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if not $name -}}
+{{- $name = include "mim.name" . -}}
+{{- $name = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | replace "." "-" -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]" $name) -}}
+{{- $name = printf "mim-%s" $name -}}
 {{- end -}}
+{{- $name | trunc 50 | trimAll "-" -}}
 {{- end -}}
 
 {{/* Labels that select the webhook's pods; they never change between versions. */}}
 {{- define "mim.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "mim.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "mim.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: webhook
 {{- end -}}
 
@@ -53,8 +55,8 @@ annotations:
 
 {{/* Labels of what `helm test` makes: not those of the webhook's pods, or the Service would send requests there. */}}
 {{- define "mim.testLabels" -}}
-app.kubernetes.io/name: {{ include "mim.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "mim.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: test
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
@@ -146,8 +148,8 @@ multus-ip-manager
 
 {{/*
 Refuses a second release. What is asked of the cluster decides only whether the chart is rendered, never what: the output is
-the same everywhere. A configuration that no release owns is left to Helm, whose own message names the cure
-(--take-ownership).
+the same everywhere. A configuration that no release owns is left to Helm: it refuses too, and lets it be taken over with
+--take-ownership. So is one whose release went with its namespace, for no advice about that release would help.
 */}}
 {{- define "mim.checkOwner" -}}
 {{- $found := lookup "admissionregistration.k8s.io/v1" "MutatingWebhookConfiguration" "" (include "mim.configurationName" .) -}}
@@ -155,7 +157,12 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 {{- $name := get $annotations "meta.helm.sh/release-name" -}}
 {{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
 {{- if and $name (or (ne $name .Release.Name) (ne $namespace .Release.Namespace)) -}}
-{{- fail (printf "this cluster has the chart already, as release %q in namespace %q. One release serves all namespaces, and there can be no second one: both would need the webhook configuration %q, whose name is fixed because it decides its place among other webhooks. Upgrade that release (helm upgrade %s CHART --namespace %s), or remove it first (helm uninstall %s --namespace %s)" $name $namespace (include "mim.configurationName" .) $name $namespace $name $namespace) -}}
+{{- $home := lookup "v1" "Namespace" "" $namespace -}}
+{{- if and $home (not (dig "metadata" "deletionTimestamp" "" $home)) -}}
+{{- $labels := default (dict) (dig "metadata" "labels" (dict) $found) -}}
+{{- $left := printf "app.kubernetes.io/name=%s,app.kubernetes.io/instance=%s,app.kubernetes.io/component=webhook" (get $labels "app.kubernetes.io/name") $name -}}
+{{- fail (printf "this cluster has the chart already, as release %q in namespace %q. One release serves all namespaces, and there can be no second one: both would need the webhook configuration %q, whose name is fixed because it decides its place among other webhooks. Upgrade that release (helm upgrade %s CHART --namespace %s), or remove it first (helm uninstall %s --namespace %s). If Helm does not know it (its namespace was deleted and made again), remove what is left: kubectl delete mutatingwebhookconfigurations,clusterroles,clusterrolebindings --selector %s" $name $namespace (include "mim.configurationName" .) $name $namespace $name $namespace $left) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -180,6 +187,9 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 {{- fail (printf "agent.deadline is %q; allowed is a duration from 1s to 24h in whole hours, minutes and seconds, such as 90s, 30m or 1h30m" $deadline) -}}
 {{- end -}}
 {{- end -}}
+{{- if not (regexMatch "^(https://[^/]+/?)?$" (default "" .Values.webhook.url)) -}}
+{{- fail (printf "webhook.url is %q; it must be https://HOST[:PORT] without a path: the webhook answers at /mutate and below, which the chart appends" .Values.webhook.url) -}}
+{{- end -}}
 {{- $names := list -}}
 {{- range .Values.agent.env -}}
 {{- if hasPrefix "MIM_" .name -}}
@@ -187,6 +197,13 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 {{- end -}}
 {{- if has .name $names -}}
 {{- fail (printf "agent.env names %s twice" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- $names = list -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name $names -}}
+{{- fail (printf "extraEnv names %s twice" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
@@ -206,12 +223,24 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 {{- if le $duration (include "mim.seconds" $times.renewBefore | int64) -}}
 {{- fail (printf "certs.certManager.duration is %s; it must be longer than renewBefore (%s), or the certificate would always be due" $times.duration $times.renewBefore) -}}
 {{- end -}}
+{{- if or (lt $duration 3600) (lt (include "mim.seconds" $times.renewBefore | int64) 300) -}}
+{{- fail (printf "certs.certManager.duration is %s and renewBefore %s; cert-manager refuses a duration below 1h and a renewBefore below 5m" $times.duration $times.renewBefore) -}}
+{{- end -}}
 {{- if and (not $times.issuerRef.name) (gt $duration 31536000) -}}
 {{- fail (printf "certs.certManager.duration is %s; with the release's own CA, which is renewed a year before its end, it can be 8760h at most, or a certificate could outlive the CA" $times.duration) -}}
 {{- end -}}
 {{- end -}}
 {{- if ne (list .Values.ports.webhook .Values.ports.health .Values.ports.metrics | uniq | len) 3 -}}
 {{- fail "ports.webhook, ports.health and ports.metrics must differ" -}}
+{{- end -}}
+{{- $replicas := int .Values.replicaCount -}}
+{{- if and .Values.podDisruptionBudget.enabled (not .Values.webhook.url) (gt $replicas 1) -}}
+{{- $away := .Values.podDisruptionBudget.maxUnavailable -}}
+{{- /* Kubernetes rounds a percentage up. */ -}}
+{{- $count := ternary (div (add (mul (toString $away | trimSuffix "%" | int64) $replicas) 99) 100) (int64 $away) (kindIs "string" $away) -}}
+{{- if ge (int $count) $replicas -}}
+{{- fail (printf "podDisruptionBudget.maxUnavailable is %v, which lets node drains end all %d replicas at once; allow fewer, or set podDisruptionBudget.enabled=false" $away $replicas) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -220,12 +249,23 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 {{- add .Values.preStopSeconds .Values.webhook.timeoutSeconds 1 | sub .Values.terminationGracePeriodSeconds | max 0 | min 10 -}}
 {{- end -}}
 
+{{/*
+The port at which the webhook listens. One that runs elsewhere is called at the port of its URL; the pod's is the chart's own.
+*/}}
+{{- define "mim.port" -}}
+{{- if .Values.webhook.url -}}
+{{- default "443" (regexFind ":[0-9]+$" (urlParse .Values.webhook.url).host | trimPrefix ":") -}}
+{{- else -}}
+{{- .Values.ports.webhook -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The webhook's arguments, as a YAML list. Deployment and NOTES.txt use the same. */}}
 {{- define "mim.args" -}}
 {{- include "mim.check" . -}}
 {{- $agent := .Values.agent -}}
 - serve
-- --port={{ .Values.ports.webhook }}
+- --port={{ include "mim.port" . }}
 - --health-port={{ .Values.ports.health }}
 - --metrics-port={{ .Values.ports.metrics }}
 - --drain-timeout={{ include "mim.drainSeconds" . }}s
@@ -234,7 +274,7 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 - --cert-source=self
 - --namespace={{ .Release.Namespace }}
 - --secret-name={{ include "mim.secretName" . }}
-- --dns-names={{ include "mim.servingName" . }}
+- {{ printf "--dns-names=%s" (include "mim.servingName" .) | quote }}
 {{- else }}
 - --cert-source={{ .Values.certs.source }}
 - --cert-dir={{ include "mim.certDir" . }}
@@ -270,7 +310,9 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 - --agent-arg=metrics-port={{ . }}
 {{- end }}
 {{- range $agent.env }}
-- {{ printf "--agent-env=%s=%s" .name .value | quote }}
+{{- /* The kubelet expands $(VAR) in a container's arguments and makes $ of $$. What is meant for the injected container must
+get past the webhook's own kubelet; a webhook that runs elsewhere has none. */}}
+- {{ printf "--agent-env=%s=%s" .name (ternary .value (replace "$" "$$" .value) (not (empty $.Values.webhook.url))) | quote }}
 {{- end }}
 - --log-level={{ .Values.log.level }}
 - --log-format={{ .Values.log.format }}
@@ -280,12 +322,16 @@ the same everywhere. A configuration that no release owns is left to Helm, whose
 {{- end -}}
 
 {{/*
-Nine tenths of the memory limit in bytes, for GOMEMLIMIT; nothing without a limit. The forms that people write are
-understood; any other is refused rather than misread.
+Nine tenths of the memory limit in bytes, for GOMEMLIMIT; nothing without a limit (or with 0, which means the same), or where
+extraEnv sets it. The forms that people write are understood; any other is refused rather than misread.
 */}}
 {{- define "mim.goMemLimit" -}}
 {{- $limits := default (dict) (default (dict) .Values.resources).limits -}}
-{{- with $limits.memory -}}
+{{- $own := false -}}
+{{- range .Values.extraEnv -}}
+{{- $own = or $own (eq .name "GOMEMLIMIT") -}}
+{{- end -}}
+{{- with ternary nil $limits.memory $own -}}
 {{- $text := ternary . (int64 . | toString) (kindIs "string" .) | toString -}}
 {{- if not (regexMatch "^[0-9]+(Ki|Mi|Gi|k|M|G)?$" $text) -}}
 {{- fail (printf "resources.limits.memory is %q; write it as a whole number with Mi or Gi, such as 128Mi" $text) -}}
@@ -293,6 +339,8 @@ understood; any other is refused rather than misread.
 {{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 -}}
 {{- $number := regexFind "^[0-9]+" $text | int64 -}}
 {{- $unit := get $units (regexFind "[A-Za-z]*$" $text) -}}
-{{- div (mul $number $unit 9) 10 -}}
+{{- with div (mul $number $unit 9) 10 -}}
+{{- . -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
