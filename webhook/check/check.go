@@ -16,7 +16,8 @@ import (
 
 // Options say what is checked.
 type Options struct {
-	// Client reaches the API server. It needs get on the configuration and, with a Namespace, create on pods there.
+	// Client reaches the API server. It needs get on the configuration, with a Namespace create on pods there, and, where Services'
+	// names do not resolve, get on the Service.
 	Client kubernetes.Interface
 	// Configuration is the name of the MutatingWebhookConfiguration.
 	Configuration string
@@ -71,7 +72,7 @@ func (o Options) attempt(ctx context.Context) ([]string, error) {
 	var found []string
 	var faults []error
 	for _, entry := range config.Webhooks {
-		line, err := askEntry(ctx, entry)
+		line, err := o.askEntry(ctx, entry)
 		if err != nil {
 			faults = append(faults, fmt.Errorf("webhook %q of configuration %q: %w", entry.Name, o.Configuration, err))
 			continue

@@ -14,6 +14,8 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -270,5 +272,31 @@ func TestEndsWithWhatItFound(t *testing.T) {
 	err := check.Run(ctx, check.Options{Client: client, Configuration: name, Out: io.Discard})
 	if err == nil || !strings.Contains(err.Error(), "no attempt came to an end") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The API server asks no resolver for a Service, and neither does the check.
+func TestServiceIsReachedByItsAddress(t *testing.T) {
+	handler, _ := product(t)
+	config := serve(t, handler)
+	for i, entry := range config.Webhooks {
+		at, err := url.Parse(*entry.ClientConfig.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		port, err := strconv.ParseInt(at.Port(), 10, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.Webhooks[i].ClientConfig.URL = nil
+		config.Webhooks[i].ClientConfig.Service = &admissionregistrationv1.ServiceReference{
+			Namespace: "net", Name: "webhook", Path: &at.Path, Port: new(int32(port)),
+		}
+	}
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "net", Name: "webhook"}, Spec: corev1.ServiceSpec{ClusterIP: "127.0.0.1"}}
+	_, err := run(t, check.Options{Client: fake.NewClientset(config, service)})
+	// It got there: the certificate is for another name.
+	if err == nil || !strings.Contains(err.Error(), "not webhook.net.svc") {
+		t.Error(err)
 	}
 }

@@ -31,12 +31,12 @@ import (
 const maxAnswer = 1 << 20
 
 // askEntry sends one AdmissionReview as the API server does, and returns what is well about the answer.
-func askEntry(ctx context.Context, entry admissionregistrationv1.MutatingWebhook) (string, error) {
+func (o Options) askEntry(ctx context.Context, entry admissionregistrationv1.MutatingWebhook) (string, error) {
 	address, err := addressOf(entry.ClientConfig)
 	if err != nil {
 		return "", err
 	}
-	client, err := clientFor(entry)
+	client, err := clientFor(entry, o.dial(ctx, entry.ClientConfig.Service))
 	if err != nil {
 		return "", err
 	}
@@ -85,8 +85,28 @@ func addressOf(c admissionregistrationv1.WebhookClientConfig) (string, error) {
 	return "https://" + strings.TrimSuffix(host, ":443") + path, nil
 }
 
+// dial reaches a Service by its own address, as the API server does, which asks no resolver. Where that address cannot be read, it
+// is left to the Service's name.
+func (o Options) dial(ctx context.Context, ref *admissionregistrationv1.ServiceReference) func(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := &net.Dialer{}
+	if ref == nil {
+		return dialer.DialContext
+	}
+	service, err := o.Client.CoreV1().Services(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil || net.ParseIP(service.Spec.ClusterIP) == nil {
+		return dialer.DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		return dialer.DialContext(ctx, network, net.JoinHostPort(service.Spec.ClusterIP, port))
+	}
+}
+
 // clientFor trusts what the API server trusts for this entry and nothing else, and waits as long.
-func clientFor(entry admissionregistrationv1.MutatingWebhook) (*http.Client, error) {
+func clientFor(entry admissionregistrationv1.MutatingWebhook, dial func(ctx context.Context, network, address string) (net.Conn, error)) (*http.Client, error) {
 	if len(entry.ClientConfig.CABundle) == 0 {
 		return nil, errors.New("its caBundle is empty: nobody has published a CA yet (see the webhook's log, or cert-manager's; a certificate of your own needs its CA put there)")
 	}
@@ -102,6 +122,7 @@ func clientFor(entry admissionregistrationv1.MutatingWebhook) (*http.Client, err
 		Timeout: time.Duration(seconds) * time.Second,
 		// No proxy: the API server asks the Service itself. Each attempt dials anew, as it may reach another replica.
 		Transport: &http.Transport{
+			DialContext:       dial,
 			TLSClientConfig:   &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			DisableKeepAlives: true,
 		},
