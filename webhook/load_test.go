@@ -118,10 +118,17 @@ func TestNoTurn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLoad()
 			l.patience = 500 * time.Millisecond
-			address, _, _ := gated(t, l)
+			address, begun, goOn := gated(t, l)
 			if !take(l) {
 				t.Fatal("no turn")
 			}
+			go func() { // nothing begins, or it ends at once
+				select {
+				case <-begun:
+					goOn <- struct{}{}
+				case <-t.Context().Done():
+				}
+			}()
 			body := "{" + strings.Repeat(" ", largestBody-1)
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address, strings.NewReader(body))
 			if err != nil {
