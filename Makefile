@@ -34,8 +34,10 @@ TESTFLAGS ?=
 # RACE_PKGS are tested once more under the race detector: what runs goroutines. It needs cgo, so it compiles everything
 # a second time (about 10 CPU minutes the first time); the pure packages are left out.
 RACE_PKGS ?= ./agent/apply/... ./agent/locate/... ./agent/observe/... ./agent/report/... ./agent/run/... ./certs/... ./webhook/... ./test/aws/...
-# TEST_TOOLS are the built tools that the tests start. KUBEBUILDER_ASSETS brings a control plane of one's own.
-TEST_TOOLS := $(if $(KUBEBUILDER_ASSETS),,etcd kube-apiserver) helm promcheck cert-manager
+# DEMO_TOOLS are the built tools that the demo starts, TEST_TOOLS those of the tests. KUBEBUILDER_ASSETS brings a control plane of one's
+# own.
+DEMO_TOOLS := $(if $(KUBEBUILDER_ASSETS),,etcd kube-apiserver) helm
+TEST_TOOLS := $(DEMO_TOOLS) promcheck cert-manager
 TOOLS := $(GO) run ./test/tools/cmd/tools
 # CLUSTER_TOOLS are the further tools of the test cluster.
 CLUSTER_TOOLS := etcd kube-apiserver helm kubernetes-node cni-plugins multus whereabouts
@@ -76,7 +78,7 @@ e2e: ## test on real nodes: in that cluster, or in the one of KUBECONFIG (see te
 
 .PHONY: demo
 demo: ## show it working: a real API server, an emulated VPC, two pods that could not reach each other
-	@$(TOOLS) build $(TEST_TOOLS)
+	@$(TOOLS) build $(DEMO_TOOLS)
 	@$(TOOLS) warm ./agent ./webhook ./test/demo
 	@$(GO) run ./test/demo
 
