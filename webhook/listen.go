@@ -123,17 +123,17 @@ func (d *frontDoor) follow(conn net.Conn, state http.ConnState) {
 		if d.open++; d.open > d.most {
 			d.makeRoom(c)
 		}
-	case http.StateClosed, http.StateHijacked:
-		d.open--
-	case http.StateActive, http.StateIdle: // it is counted
-	}
-	if state != http.StateNew && state != http.StateIdle {
+		d.idle[c] = time.Now()
+	case http.StateIdle:
+		d.idle[c] = time.Now()
+		if d.leaving {
+			d.dismiss(c)
+		}
+	case http.StateActive:
 		delete(d.idle, c)
-		return
-	}
-	d.idle[c] = time.Now()
-	if d.leaving && state == http.StateIdle {
-		d.dismiss(c)
+	case http.StateClosed, http.StateHijacked:
+		delete(d.idle, c)
+		d.open--
 	}
 }
 

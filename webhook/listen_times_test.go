@@ -15,37 +15,19 @@ import (
 	"testing/synctest"
 	"time"
 
+	"multus-ip-manager.io/test/pipes"
 	"multus-ip-manager.io/webhook/inject"
 )
 
 // apiServerKeeps is how long an API server keeps a connection on which it asks nothing.
 const apiServerKeeps = 90 * time.Second
 
-// pipes is a listener on net.Pipe: a network without a kernel, so that time can be virtual.
-type pipes struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error   { p.once.Do(func() { close(p.done) }); return nil }
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
-
 // inVirtualTime runs a test with connections to a front door that has its own, true times.
 func inVirtualTime(t *testing.T, handler http.Handler, test func(t *testing.T, dial func() net.Conn)) {
 	t.Helper()
 	config := serving(t)
 	synctest.Test(t, func(t *testing.T) {
-		listener := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+		listener := pipes.New()
 		server := newFrontDoor(handler, config, newDrain(0), slog.New(slog.DiscardHandler)).server
 		server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 		served, end := make(chan error), func() {}
@@ -56,8 +38,10 @@ func inVirtualTime(t *testing.T, handler http.Handler, test func(t *testing.T, d
 			<-served
 		}()
 		test(t, func() net.Conn {
-			client, other := net.Pipe()
-			listener.conns <- other
+			client, err := listener.DialContext(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
 			end = func() { _ = client.Close() }
 			return client
 		})

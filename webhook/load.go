@@ -66,7 +66,7 @@ func (l *load) limit(handler http.Handler) http.Handler {
 			return
 		}
 		defer room.Release(size)
-		body, status, err := receive(control, r, size, earlier(deadline, time.Now().Add(receiveTime)))
+		body, status, err := receive(control, r, size, time.Now().Add(min(receiveTime, time.Until(deadline))))
 		if err != nil {
 			http.Error(w, err.Error(), status)
 			return
@@ -119,11 +119,4 @@ func (l *load) patienceWith(r *http.Request) time.Duration {
 		return l.patience
 	}
 	return min(said, l.patience)
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"multus-ip-manager.io/agent/plan"
+	"multus-ip-manager.io/test/pipes"
 )
 
 func TestListed(t *testing.T) {
@@ -281,7 +282,7 @@ func TestElsewhere(t *testing.T) {
 			for k, v := range tt.env {
 				t.Setenv(k, v)
 			}
-			m, err := New(&pipes{})
+			m, err := New(pipes.New())
 			if err != nil || m.elsewhere != tt.want {
 				t.Errorf("%t, want %t (%v)", m.elsewhere, tt.want, err)
 			}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,7 @@ import (
 	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/admission/cases"
 	"multus-ip-manager.io/test/binaries"
+	"multus-ip-manager.io/test/loopback"
 	"multus-ip-manager.io/test/plane"
 )
 
@@ -92,7 +94,7 @@ func (r *rig) start(ctx context.Context) (err error) {
 	if r.helm, err = r.plane.Helm(); err != nil {
 		return err
 	}
-	if r.ports, err = freePorts(3); err != nil {
+	if r.ports, err = loopback.Ports(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 3); err != nil {
 		return err
 	}
 	chart, err := r.release(nil)
@@ -285,26 +287,6 @@ func argsOf(notes string) []string {
 		}
 	}
 	return args
-}
-
-// freePorts finds TCP ports of loopback that nobody uses.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	var listeners []net.Listener // all open at once, or one port might be found twice
-	defer func() {
-		for _, l := range listeners {
-			_ = l.Close()
-		}
-	}()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-		if err != nil {
-			return nil, err
-		}
-		listeners = append(listeners, l)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
 
 type pairs = map[string]string

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -14,40 +13,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"multus-ip-manager.io/test/pipes"
 )
-
-// pipes is a listener on net.Pipe: a network without a kernel, so that time can be virtual.
-type pipes struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), done: make(chan struct{})} }
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error   { p.once.Do(func() { close(p.done) }); return nil }
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
-
-func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case p.conns <- server:
-		return client, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
 
 // rig is a cloud behind a real HTTP server and client on pipes.
 type rig struct {
@@ -59,11 +27,11 @@ type rig struct {
 // inBubble runs a test in virtual time with a rig.
 func inBubble(t *testing.T, run func(*testing.T, rig), opts ...Option) {
 	synctest.Test(t, func(t *testing.T) {
-		c, l := newFixture(t, opts...), newPipes()
+		c, l := newFixture(t, opts...), pipes.New()
 		srv := &http.Server{Handler: c.EC2()}
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = srv.Serve(l) })
-		transport := &http.Transport{DialContext: l.dial}
+		transport := &http.Transport{DialContext: l.DialContext}
 		run(t, rig{t, c, &http.Client{Transport: transport}})
 		c.Faults().Clear()
 		transport.CloseIdleConnections()
@@ -338,11 +306,11 @@ func TestLoweredDelayKeepsOrder(t *testing.T) {
 // TestIMDSFaults: the metadata service has faults, too, and works on a pipe.
 func TestIMDSFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, l := newFixture(t), newPipes()
+		c, l := newFixture(t), pipes.New()
 		ctx, cancel := context.WithCancel(context.Background())
 		served := make(chan error, 1)
 		go func() { served <- c.ServeIMDS(ctx, l, nodeA) }()
-		transport := &http.Transport{DialContext: l.dial}
+		transport := &http.Transport{DialContext: l.DialContext}
 		get := func() int {
 			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://imds/latest/meta-data/mac", nil)
 			if err != nil {

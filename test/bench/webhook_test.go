@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,7 @@ import (
 
 	"multus-ip-manager.io/agent/settings"
 	"multus-ip-manager.io/test/binaries"
+	"multus-ip-manager.io/test/loopback"
 	"multus-ip-manager.io/test/stayup"
 )
 
@@ -486,20 +488,13 @@ func writeCertificate(b *testing.B, dir string) *x509.CertPool {
 // freePorts finds ports of loopback that nobody uses.
 func freePorts(b *testing.B, n int) []string {
 	b.Helper()
+	free, err := loopback.Ports(netip.AddrFrom4([4]byte{127, 0, 0, 1}), n)
+	if err != nil {
+		b.Fatal(err)
+	}
 	var ports []string
-	var listeners []net.Listener // all open at once, or one port might be found twice
-	defer func() {
-		for _, l := range listeners {
-			_ = l.Close()
-		}
-	}()
-	for range n {
-		l, err := (&net.ListenConfig{}).Listen(b.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		listeners = append(listeners, l)
-		ports = append(ports, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+	for _, port := range free {
+		ports = append(ports, strconv.Itoa(port))
 	}
 	return ports
 }

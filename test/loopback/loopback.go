@@ -17,7 +17,20 @@ func IP() netip.Addr {
 // Addresses returns n addresses at [IP] with ports that are free.
 func Addresses(tb testing.TB, n int) []netip.AddrPort {
 	tb.Helper()
+	ports, err := Ports(IP(), n)
+	if err != nil {
+		tb.Fatal(err)
+	}
 	var found []netip.AddrPort
+	for _, port := range ports {
+		found = append(found, netip.AddrPortFrom(IP(), uint16(port))) //nolint:gosec // a port
+	}
+	return found
+}
+
+// Ports returns n ports that are free at an address.
+func Ports(at netip.Addr, n int) ([]int, error) {
+	var found []int
 	var open []net.Listener // until all are found, or one might be found twice
 	defer func() {
 		for _, l := range open {
@@ -25,12 +38,12 @@ func Addresses(tb testing.TB, n int) []netip.AddrPort {
 		}
 	}()
 	for range n {
-		l, err := net.Listen("tcp", netip.AddrPortFrom(IP(), 0).String())
+		l, err := net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
 		if err != nil {
-			tb.Fatal(fmt.Errorf("find a free port: %w", err))
+			return nil, fmt.Errorf("find a free port: %w", err)
 		}
 		open = append(open, l)
-		found = append(found, l.Addr().(*net.TCPAddr).AddrPort())
+		found = append(found, l.Addr().(*net.TCPAddr).Port)
 	}
-	return found
+	return found, nil
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"multus-ip-manager.io/test/binaries"
+	"multus-ip-manager.io/test/loopback"
 	"multus-ip-manager.io/test/plane"
 	"multus-ip-manager.io/test/world"
 )
@@ -94,7 +96,7 @@ func (s *Stage) Install(ctx context.Context, values map[string]any) error {
 	if err != nil {
 		return err
 	}
-	ports, err := freePorts(3)
+	ports, err := loopback.Ports(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 3)
 	if err != nil {
 		return err
 	}
@@ -220,26 +222,6 @@ func (s *Stage) Close() error {
 		errs = append(errs, os.RemoveAll(s.Bin))
 	}
 	return errors.Join(errs...)
-}
-
-// freePorts finds TCP ports of loopback that nobody uses.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	var listeners []net.Listener // all open at once, or one port might be found twice
-	defer func() {
-		for _, l := range listeners {
-			_ = l.Close()
-		}
-	}()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-		if err != nil {
-			return nil, err
-		}
-		listeners = append(listeners, l)
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }
 
 // tail keeps the end of what is written through it.
