@@ -36,6 +36,8 @@ func TestCrowd(t *testing.T) {
 		if answer, err := readUntil(conn, "aa"); err != nil {
 			t.Fatalf("%q, %v", answer, err)
 		}
+		// The client has the answer a moment before the server holds the connection for idle.
+		d.until(t, "it is idle", func() bool { return d.isIdle(conn) })
 	}
 	third := d.connect(t)
 	if status, _ := answerOn(t, first); status != http.StatusServiceUnavailable {

@@ -199,7 +199,7 @@ func TestIdentityTokenIsRotated(t *testing.T) {
 			t.Error("credentials that end soon were not replaced")
 		}
 		for _, c := range append(e.cloud.CredentialsJournal(), e.cloud.Journal()...) {
-			if c.Status != 200 {
+			if c.Done() && c.Status != 200 { // an address is on its ENI before EC2 has answered
 				t.Errorf("%v", c)
 			}
 		}
