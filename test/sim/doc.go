@@ -18,7 +18,8 @@
 // TestRandom draws runs from seeds: two or three pods, on nodes of their own or sharing an ENI, one or two addresses of both families, that
 // came with a pod, float, or were found at a restart; handed over by removing and adding in either order and with any gap, kept by both,
 // flapping, with stops, crashes and restarts in between. TestHandOver plays all combinations of a small set of gaps and of fates for the
-// first calls, for both families, on two nodes and on one shared ENI. The other tests show one rule each.
+// first calls, for both families, on two nodes and on one shared ENI. TestCrowdedStart starts pods by the thousand against the token
+// bucket of one account. The other tests show one rule each.
 //
 // # What is judged
 //

@@ -153,6 +153,11 @@ func (r *run) begin() error {
 			return err
 		}
 	}
+	for _, m := range r.members { // what an agent finds at its pod's first start came with the pod
+		if err := r.ready(r.ctx, m); err != nil {
+			return err
+		}
+	}
 	for i := range r.VIPs {
 		r.vips = append(r.vips, &vip{prefix: netip.MustParsePrefix(fmt.Sprintf("10.0.5.%d/32", 10+i))},
 			&vip{prefix: netip.MustParsePrefix(fmt.Sprintf("fd50:0:0:4::5:%d/128", 10+i))})
