@@ -67,7 +67,7 @@ cluster-down: ## end that cluster and remove everything it made
 	@$(CLUSTER) down
 
 # E2E is passed to go test.
-E2E ?= -v -timeout 30m -parallel 4
+E2E ?= -v -timeout 30m -parallel 6
 
 # A cluster that was up before stays up.
 .PHONY: e2e

@@ -15,6 +15,7 @@ import (
 // The users' own acceptance test: pods on two nodes ping each other's secondary addresses, IPv4 and IPv6. Without opt-in that is lost, and
 // with it answered. All of it happens in namespaces that enforce the restricted Pod Security Standard.
 func TestPingAcrossNodes(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		labels map[string]string

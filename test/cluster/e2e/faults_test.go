@@ -47,6 +47,7 @@ func (s *suite) breakFor(t *testing.T, b block, f aws.Fault) (mend func()) {
 
 // EC2 is away for a minute while pods start: they wait, tell why where their owner looks, and start by themselves when it is back.
 func TestEC2AwayWhilePodsStart(t *testing.T) {
+	t.Parallel()
 	for name, labels := range map[string]map[string]string{"init": initMode, "sidecar": sidecarMode} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

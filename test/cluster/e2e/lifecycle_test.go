@@ -103,6 +103,7 @@ func (s *suite) stateful(t *testing.T, namespace, node string, template corev1.P
 
 // A StatefulSet's pod comes back on the other node with the address it had; with a sidecar nobody has the address in between.
 func TestStatefulPodMovesWithItsAddress(t *testing.T) {
+	t.Parallel()
 	for name, labels := range map[string]map[string]string{"init": initMode, "sidecar": sidecarMode} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -161,6 +162,7 @@ func TestForceDeletion(t *testing.T) {
 
 // A Job completes, though its pod has a sidecar.
 func TestJob(t *testing.T) {
+	t.Parallel()
 	for name, labels := range map[string]map[string]string{"init": initMode, "sidecar": sidecarMode} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
