@@ -219,6 +219,9 @@ type Decision struct {
 	// before it may be moved. CheckENI is set where the ENI itself may be the VPC CNI's besides; a primary ENI always is, and is
 	// used only where that is allowed.
 	CheckHolder, CheckENI bool
+	// PrimaryUnknown says why CheckHolder is set where the node's primary ENI is not known, so that each subnet is taken for one that the
+	// VPC CNI may draw from.
+	PrimaryUnknown bool
 }
 
 // Explain says in one sentence what the verdict means and, for a refusal, what to do.
@@ -236,6 +239,10 @@ func (d Decision) Explain() string {
 		return fmt.Sprintf("%s is reserved by AWS, which keeps the first four addresses and the last one of each subnet (%s has %s): "+
 			"exclude it from the range of the NetworkAttachmentDefinition", d.Address, d.ENI.SubnetID, joinPrefixes(d.ENI.Subnets))
 	case ReasonForeignMAC:
+		if d.Address.Link.SharesMAC() {
+			return fmt.Sprintf("%s belongs to %s, but the MAC of %s is no ENI's of this node: the VPC drops frames of MACs it does not know; "+
+				"correct the master or device in the NetworkAttachmentDefinition, which must be an ENI", d.Address, d.ENI.SubnetID, d.Address.Link)
+		}
 		return fmt.Sprintf("%s belongs to %s, but the MAC of %s is no ENI's of this node (macvlan or bridge?): "+
 			"the VPC drops frames of MACs it does not know; use ipvlan, or host-device, on the ENI",
 			d.Address, d.ENI.SubnetID, d.Address.Link)

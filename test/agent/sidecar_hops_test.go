@@ -148,13 +148,15 @@ func TestHopsOnOneENI(t *testing.T) {
 	eni := a.eni("net1")
 	from, to := b, a
 	for i := range 20 {
-		if i > 0 && i%2 == 0 {
+		// Real ipvlan refuses an address that another pod of the ENI has, so there both cannot have it for a while.
+		both := i%2 == 1 && !l.world.IPVlan()
+		if i > 0 && !both {
 			from.removes(vips()...)
 		}
 		to.adds(vips()...)
 		l.holds(eni, vip4, vip6)
 		to.shows(vip6, report.StateAssigned)
-		if i%2 == 1 {
+		if both {
 			from.removes(vips()...)
 		}
 		from, to = to, from

@@ -18,8 +18,9 @@ import (
 
 const (
 	unassign4 = "UnassignPrivateIpAddresses"
-	// patience is how long an event may take that must happen. It is far longer than any agent takes on an idle machine.
-	patience = 30 * time.Second
+	// patience is how long an event may take that must happen. It is far longer than any agent takes on an idle machine, and longer than
+	// the last of the looks that follow a takeover: on a slow machine the one after 5 s comes before what it is to see.
+	patience = 75 * time.Second
 	// calm is how long nothing may happen where nothing must happen: longer than the looks that follow a takeover after 1 and 5 s.
 	calm = 6500 * time.Millisecond
 )

@@ -55,12 +55,36 @@ func makeCgroup(node string) error {
 	}
 	for _, h := range list {
 		for _, dir := range []string{filepath.Join(h, CgroupRoot), filepath.Join(h, CgroupRoot, node)} {
+			if err := passControllers(filepath.Dir(dir)); err != nil {
+				return err
+			}
 			if err := mkdirs(dir); err != nil {
 				return err
 			}
 			if err := inheritCPUs(dir); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// passControllers gives the groups below one its controllers. With version 2 they have none otherwise, and the kubelet does not start in
+// such a group.
+func passControllers(dir string) error {
+	text, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers")) //nolint:gosec // a control group
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // version 1: each has its hierarchy
+	}
+	if err != nil {
+		return err
+	}
+	for controller := range strings.FieldsSeq(string(text)) {
+		if !slices.Contains([]string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}, controller) {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644); err != nil { //nolint:gosec // exists
+			return fmt.Errorf("pass the controller %s to the groups below %s: %w", controller, dir, err)
 		}
 	}
 	return nil

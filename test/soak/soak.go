@@ -183,8 +183,16 @@ func (r *run) startAgent(m *member, restarted bool) error {
 
 func (r *run) anyone() *member { return r.members[r.rand.IntN(len(r.members))] }
 
-// add puts an address on a pod's interface, anew if it is there.
+// add puts an address on a pod's interface, anew if it is there. Real ipvlan refuses an address that another pod of the ENI has: there it
+// is taken from that one first.
 func (r *run) add(v *vip, m *member) error {
+	for _, o := range r.members {
+		if o != m && r.world.IPVlan() && o.pod.ENI(link) == m.pod.ENI(link) {
+			if err := r.drop(v, o); err != nil {
+				return err
+			}
+		}
+	}
 	had, err := m.pod.NS().Addrs(link)
 	if err != nil {
 		return err

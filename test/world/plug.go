@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // This file is what can happen to a running pod's interfaces. All of it is done by netlink, so that whoever watches the pod sees what
@@ -42,7 +43,8 @@ func (p *Pod) Unplug(name string) error {
 	return errors.Join(err, unlessGone(p.ns.DelLink(name)))
 }
 
-// Rename changes the name of one of the pod's interfaces while it is up, as the kernel allows.
+// Rename changes the name of one of the pod's interfaces while it is up, as the kernel allows since Linux 6.2. Before that the interface
+// goes down and up for it, and gets back what that took from it: IPv6 addresses and routes.
 func (p *Pod) Rename(name, to string) error {
 	w := p.w
 	w.mu.Lock()
@@ -51,7 +53,11 @@ func (p *Pod) Rename(name, to string) error {
 	if l == nil {
 		return p.noLink(name)
 	}
-	if err := p.ns.Rename(name, to); err != nil {
+	err := p.ns.Rename(name, to)
+	if errors.Is(err, unix.EBUSY) {
+		err = p.renameDown(name, to)
+	}
+	if err != nil {
 		return err
 	}
 	for i := range p.networks {
@@ -60,6 +66,41 @@ func (p *Pod) Rename(name, to string) error {
 		}
 	}
 	l.name = to
+	return nil
+}
+
+// renameDown renames an interface that is up where the kernel allows it only for one that is down.
+func (p *Pod) renameDown(name, to string) error {
+	l, err := p.ns.Netlink().LinkByName(name)
+	if err != nil {
+		return err
+	}
+	addrs, err := p.ns.Addrs(name)
+	if err != nil {
+		return err
+	}
+	routes, err := p.ns.Netlink().RouteList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(p.ns.Down(name), p.ns.Rename(name, to), p.ns.Up(to)); err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if a.Addr().Is6() && !a.Addr().IsLinkLocalUnicast() {
+			if err := p.ns.AddAddr(to, a, p.flags()...); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range routes {
+		if r.Gw == nil {
+			continue // the kernel's own came back with the link and the addresses
+		}
+		if err := p.ns.Netlink().RouteReplace(&r); err != nil {
+			return fmt.Errorf("world: put the route %s back: %w", r, err)
+		}
+	}
 	return nil
 }
 
