@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"multus-ip-manager.io/agent/apply"
 	"multus-ip-manager.io/agent/locate"
@@ -70,8 +71,24 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer, geten
 	if command, _, ferr := root.Find(args); ferr == nil && onlyAsks(command.Name()) {
 		return report.Usage
 	}
-	_ = report.WriteTermination(terminationLog(settings.DefaultTerminationLog), report.Usage.String()+": "+err.Error())
+	_ = report.WriteTermination(terminationLog(terminationFlag(args)), report.Usage.String()+": "+err.Error())
 	return report.Usage
+}
+
+// terminationFlag gives the path of the termination message, "" for none, as a command line says that is wrong elsewhere.
+func terminationFlag(args []string) string {
+	flags := pflag.NewFlagSet("agent", pflag.ContinueOnError)
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	flags.Usage = func() {}
+	path := flags.String("termination-log", settings.DefaultTerminationLog, "")
+	_ = flags.Parse(args) // what is wrong has been told
+	switch *path {
+	case "":
+		return settings.DefaultTerminationLog // as for the settings, empty is unset
+	case "-":
+		return ""
+	}
+	return *path
 }
 
 // onlyAsks tells the commands that ask a running agent, or nobody.

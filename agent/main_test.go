@@ -56,6 +56,41 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// A wrong command line, too, is told in the file that it names, wherever what is wrong stands.
+func TestUsageInTerminationLog(t *testing.T) {
+	tests := map[string]struct {
+		args []string
+		env  map[string]string
+		say  string
+	}{
+		"a variable's value":            {[]string{"init", "--termination-log", "FILE"}, map[string]string{"MIM_DEADLINE": "never"}, "never"},
+		"a flag's value":                {[]string{"sidecar", "--termination-log=FILE", "--log-level=loud"}, nil, "loud"},
+		"an unknown flag before it":     {[]string{"init", "--colour", "--termination-log", "FILE"}, nil, "--colour"},
+		"a boolean's value before it":   {[]string{"init", "--map-by-subnet=perhaps", "--termination-log", "FILE"}, nil, "perhaps"},
+		"an unknown flag with a value":  {[]string{"init", "--colour", "red", "--termination-log", "FILE"}, nil, "--colour"},
+		"an unknown command":            {[]string{"innit", "--termination-log", "FILE"}, nil, "unknown"},
+		"a command that only asks":      {[]string{"ready", "--termination-log", "FILE"}, nil, ""},
+		"a message that is not wished":  {[]string{"init", "--termination-log", "FILE", "--termination-log=-", "--colour"}, nil, ""},
+		"a value that counts as no one": {[]string{"init", "--termination-log", "FILE", "--termination-log=", "--colour"}, nil, ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "termination-log")
+			if err := os.WriteFile(path, nil, 0o600); err != nil { // as the kubelet does
+				t.Fatal(err)
+			}
+			for i, arg := range tt.args {
+				tt.args[i] = strings.Replace(arg, "FILE", path, 1)
+			}
+			code, _, _ := command(t, tt.env, tt.args...)
+			got := read(t, path)
+			if code != report.Usage || !strings.Contains(got, tt.say) || (tt.say == "") != (got == "") {
+				t.Errorf("exit code %d, message %q, want one with %q", code, got, tt.say)
+			}
+		})
+	}
+}
+
 func TestBrokenAWSConfiguration(t *testing.T) {
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv5")
 	path := filepath.Join(t.TempDir(), "termination-log")

@@ -36,6 +36,8 @@ type Claim struct {
 	// CheckHolder demands that the present holder of the address is known not to be the VPC CNI's before anything is assigned or
 	// moved, CheckENI the same of the ENI itself.
 	CheckHolder, CheckENI bool
+	// PrimaryUnknown says why both are demanded where the node's primary ENI is not known; it is for messages only.
+	PrimaryUnknown bool
 	// Floating marks an address that another pod may claim at any time (a virtual address): after a first attempt that settled nothing,
 	// whatever the reason, its holder is read before each further one.
 	Floating bool
@@ -51,6 +53,8 @@ type Claim struct {
 	// unsure is set once a call for the address went without a usable answer: what it did must be read before it is repeated,
 	// or a newer claim by somebody else would be undone.
 	unsure bool
+	// unread is set once the holder of the address, which its IPAM vouches for, may not be read: calls for it are then made without.
+	unread bool
 	// before is the ENI that held the address when it was first read, "" when none did or nothing was read yet.
 	before string
 	// read is set once before is known.
@@ -62,11 +66,12 @@ type Claim struct {
 	refusal error
 	// full is set once the ENI had no room for the address.
 	full bool
-	// fullSince is when an address was given back for want of room.
+	// fullSince is when an address was last given back for want of room, fullTimes how often it was.
 	fullSince time.Time
+	fullTimes int
 	// takenFrom is the ENI that the address was taken off, or may have been, without having come to ours yet.
 	takenFrom string
-	// fullAt is how many IPv6 slots of the ENI were in use when it had no room for an address that was to be moved to it.
+	// fullAt is how many IPv6 slots of the ENI were seen in use, at most, since it had no room for an address that was to be moved to it.
 	fullAt int
 }
 
@@ -132,9 +137,13 @@ const aloneLimit = 9
 // time, a few seconds, they do not lag.
 const shownLimit = 5
 
-// fullFor is how long an address that was given back for want of room stays there, unless a slot is seen to be free before: what was free
-// when EC2 refused it may have been counted wrong.
-const fullFor = 5 * time.Minute
+// An address that was given back for want of room stays where it is for fullFirst, and for twice as long after each further time, up to
+// fullMost, unless a slot is seen to become free before. That may go unseen: slots are counted only after EC2's refusal, and one that
+// became free in between is not missed in any later count. Each try in vain interrupts whoever has the address.
+const (
+	fullFirst = 10 * time.Second
+	fullMost  = 5 * time.Minute
+)
 
 // moveRounds bounds how often one attempt takes IPv6 addresses off other ENIs: more than once means that somebody else is
 // claiming them at the same time, and that is settled with pauses, not at full speed.
@@ -222,19 +231,27 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 		}
 		if !unmanaged {
 			for _, c := range claims {
-				t.settle(Rejected, fmt.Errorf("assign %s to %s: the ENI is not tagged %s=true and lies in a subnet the VPC CNI draws from, "+
-					"so the VPC CNI manages it and would give the address away: tag the ENI (when it is created)", c.Addr, t.eni, noManageTag), c)
+				t.settle(Rejected, fmt.Errorf("assign %s to %s: the ENI is not tagged %s=true and lies in a subnet the VPC CNI %s, "+
+					"so the VPC CNI manages it and would give the address away: tag the ENI (when it is created)", c.Addr, t.eni, noManageTag, c.draws()), c)
 			}
 			return nil
 		}
 	}
 	ask, free := partition(claims, func(c Claim) bool {
+		if c.unread {
+			return false
+		}
 		return c.CheckHolder || c.unsure || c.alone > 0 || c.Floating && c.tried
 	})
 	if len(ask) == 0 {
 		return free
 	}
 	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(ask))
+	if ClassOf(err) == Denied {
+		var ours []Claim
+		ours, ask = partition(ask, Claim.vouched)
+		free = append(free, t.withoutReading(ctx, ours, err)...)
+	}
 	if err != nil {
 		t.failSearch(err, ask...)
 		return free
@@ -266,6 +283,26 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 	return free
 }
 
+// vouched tells whether the address can be assigned without reading who holds it: an IPv4 address that came with the pod, outside the
+// subnets that the VPC CNI draws from. Its IPAM's word is what its first call went by, whoever held it; so may a further one, when an
+// earlier one's outcome is not known.
+func (c Claim) vouched() bool {
+	return c.Addr.Is4() && !c.Floating && !c.TakeNothing && !c.CheckHolder && !c.CheckENI
+}
+
+// withoutReading notes, and logs once, that the holders of vouched addresses may not be read.
+func (t *attempt) withoutReading(ctx context.Context, claims []Claim, denial error) []Claim {
+	if len(claims) == 0 {
+		return nil
+	}
+	for i := range claims {
+		claims[i].unread = true
+	}
+	t.Log.WarnContext(ctx, "assigning addresses again without reading what an unanswered call did: they came with the pod, so their IPAM vouches for them",
+		"eni", t.eni, "addresses", addrsOf(claims), "error", denial)
+	return claims
+}
+
 // spare settles claims without a call when the ENI is known to be full. A claim that met a full ENI before is asked for alone, and the
 // others only when it found room: a full ENI must not cost a call for each address, time and again.
 func (t *attempt) spare(claims []Claim, assign func([]Claim)) (spared bool) {
@@ -292,6 +329,14 @@ func (t *attempt) settleFull(claims []Claim) {
 	}
 }
 
+// draws says what is known of the VPC CNI and the subnet of a claim whose holder is checked.
+func (c Claim) draws() string {
+	if c.PrimaryUnknown {
+		return "may draw from (the node's primary ENI, which tells its subnet, is not known: instance metadata lists none)"
+	}
+	return "draws from"
+}
+
 // judge decides from the present holder whether a claim may still be pressed.
 func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
 	h, ok := held[c.Addr]
@@ -314,9 +359,9 @@ func (t *attempt) judge(c Claim, held map[netip.Addr]Holder) (Claim, bool) {
 			"NetworkAttachmentDefinition apart from the nodes' own addresses, or allow primary ENIs in the agent's settings", c.Addr, t.eni, h.ENI), c)
 		return c, false
 	case ok && c.CheckHolder && !h.Unmanaged:
-		t.settle(Rejected, fmt.Errorf("assign %s to %s: %s holds it and is not tagged %s=true in a subnet the VPC CNI draws from, "+
+		t.settle(Rejected, fmt.Errorf("assign %s to %s: %s holds it and is not tagged %s=true in a subnet the VPC CNI %s, "+
 			"so the address belongs to the VPC CNI's pool: keep the range of the NetworkAttachmentDefinition out of that subnet, "+
-			"or reserve it (explicit subnet CIDR reservation)", c.Addr, t.eni, h.ENI, noManageTag), c)
+			"or reserve it (explicit subnet CIDR reservation)", c.Addr, t.eni, h.ENI, noManageTag, c.draws()), c)
 		return c, false
 	case ok && c.read && h.ENI != c.before:
 		t.settle(Yielded, heldError(t.eni, c.Addr, h.ENI, "claimed the address meanwhile and keeps it"), c)
@@ -549,7 +594,7 @@ func (t *attempt) giveBack(ctx context.Context, c Claim) {
 		}
 		t.Log.InfoContext(ctx, "no room: given back", "address", c.Addr, "to", c.takenFrom)
 		c.takenFrom, c.read, c.before = "", false, ""
-		c.fullSince = time.Now()
+		c.fullSince, c.fullTimes = time.Now(), c.fullTimes+1
 		c.fullAt = math.MaxInt // not known: whatever is in use next time may be less
 		if n, err := t.EC2.IPv6Slots(ctx, t.eni); err == nil {
 			c.fullAt = n
@@ -609,10 +654,13 @@ func (t *attempt) keepWithoutRoom(ctx context.Context, elsewhere map[string][]Cl
 		}
 		inUse, err := t.EC2.IPv6Slots(ctx, t.eni)
 		for _, c := range barred {
-			if err == nil && inUse < c.fullAt || time.Since(c.fullSince) > fullFor {
+			if err == nil && inUse < c.fullAt || time.Since(c.fullSince) > min(fullMost, fullFirst<<min(c.fullTimes-1, 10)) {
 				c.fullAt = 0
 				free = append(free, c)
 				continue
+			}
+			if err == nil {
+				c.fullAt = inUse
 			}
 			t.settle(Again, &OpError{Op: "move", ENI: t.eni, Addrs: []netip.Addr{c.Addr}, Class: Full,
 				Err: fmt.Errorf("the ENI has no room, so the address stays on %s", holder)}, c)

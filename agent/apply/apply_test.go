@@ -31,6 +31,14 @@ func checked(cs []Claim) []Claim {
 	return cs
 }
 
+// primaryUnknown makes them claims of a node whose primary ENI is not known.
+func primaryUnknown(cs []Claim) []Claim {
+	for i := range cs {
+		cs[i].PrimaryUnknown = true
+	}
+	return cs
+}
+
 func holderChecked(cs []Claim) []Claim {
 	for i := range cs {
 		cs[i].CheckHolder = true
@@ -589,6 +597,20 @@ func TestAttempt(t *testing.T) {
 			claims: checked(claimsOf(a, b)),
 			steps:  []step{{want: map[string]string{a: "rejected", b: "rejected"}, calls: []string{"unmanaged ours"}}},
 			say:    map[string][]string{a: {a, "ours", "node.k8s.amazonaws.com/no_manage=true", "VPC CNI"}},
+		},
+		"unknown primary ENI, our ENI untagged": {
+			claims: primaryUnknown(checked(claimsOf(a))),
+			steps:  []step{{want: map[string]string{a: "rejected"}, calls: []string{"unmanaged ours"}}},
+			say:    map[string][]string{a: {a, "ours", "no_manage", "may draw from", "primary ENI", "not known"}},
+		},
+		"unknown primary ENI, held by an untagged one": {
+			world: func(f *fakeEC2) {
+				f.enis["ours"].unmanaged = true
+				f.eni("theirs", "10.0.16.11", a)
+			},
+			claims: primaryUnknown(checked(claimsOf(a))),
+			steps:  []step{{want: map[string]string{a: "rejected"}, calls: []string{"unmanaged ours", "holders subnet-b " + a}}},
+			say:    map[string][]string{a: {a, "theirs", "may draw from", "primary ENI", "not known"}},
 		},
 		"VPC CNI's subnet, nobody holds it: assigned without the right to move": {
 			world:  func(f *fakeEC2) { f.enis["ours"].unmanaged = true },

@@ -166,7 +166,7 @@ func TestClientCredentials(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		w := &wire{status: 200}
-		if _, err := w.client(t, true).AssignIPv4(ctx, "eni-1", addrs("10.0.17.5"), true); classOf(t, err) != Unanswered || !errors.Is(err, context.Canceled) {
+		if _, err := w.client(t, true).AssignIPv4(ctx, "eni-1", addrs("10.0.17.5"), true); classOf(t, err) != Unsent || !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
 		}
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
@@ -72,12 +73,14 @@ type Option func(*ec2.Options)
 //
 // What the environment says is checked here, because the SDK would find it out with each call and waiting does not mend it.
 func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, log *slog.Logger, appID string, options ...Option) (*Client, error) {
+	exchange := &tokenExchange{}
 	cfg, err := config.LoadDefaultConfig(ctx,
 		config.WithHTTPClient(sdkClient(dialer)),
 		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
 		config.WithAppID(appID),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata.Client() }),
 		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient = endpointClient(dialer) }),
+		config.WithWebIdentityRoleCredentialOptions(func(o *stscreds.WebIdentityRoleOptions) { o.Client = exchange }),
 		// How long credentials are used is decided here, not by what the SDK would cut off them.
 		config.WithCredentialsCacheOptions(func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 0 }),
 		config.WithLogger(logging.LoggerFunc(func(level logging.Classification, format string, args ...any) {
@@ -99,6 +102,7 @@ func New(ctx context.Context, metadata *locate.Metadata, dialer locate.Dialer, l
 	if !locate.IsRegion(cfg.Region) {
 		return nil, fmt.Errorf("%w: %q is no Region (AWS_REGION)", ErrConfiguration, cfg.Region)
 	}
+	exchange.by(cfg)
 	return newClient(ctx, cfg, from, dialer, log, options)
 }
 
@@ -308,14 +312,18 @@ func (c *Client) call(ctx context.Context, op, eni string, addrs []netip.Addr, d
 	attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	var used string
-	err := do(context.WithValue(attempt, usedKey{}, &used))
+	var reached bool
+	err := do(context.WithValue(context.WithValue(attempt, usedKey{}, &used), reachedKey{}, &reached))
 	if err == nil {
 		return nil
 	}
 	if attempt.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("no answer within %s: %w", attemptTimeout, err)
+		err = fmt.Errorf("no %s within %s: %w", map[bool]string{true: "answer", false: "connection"}[reached], attemptTimeout, err)
 	}
 	e := newOpError(op, eni, addrs, err)
+	if e.Class == Unanswered && !reached {
+		e.Class = Unsent
+	}
 	if e.Class == Expired || e.Code == authFailure {
 		c.creds.invalidate(used)
 	}

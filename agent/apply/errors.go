@@ -19,6 +19,8 @@ type Class int
 const (
 	// Unanswered: no answer, or one that cannot be read. The call may have taken effect.
 	Unanswered Class = iota
+	// Unsent: there was no connection to EC2, so that nothing of the call was sent and it surely had no effect.
+	Unsent
 	// Throttled: EC2 did nothing and wants to be asked later.
 	Throttled
 	// Unavailable: EC2 answered that it could not do it now. The call may have taken effect.
@@ -40,7 +42,7 @@ const (
 )
 
 var classNames = map[Class]string{
-	Unanswered: "unanswered", Throttled: "throttled", Unavailable: "unavailable", Expired: "expired", NoCredentials: "no-credentials",
+	Unanswered: "unanswered", Unsent: "unsent", Throttled: "throttled", Unavailable: "unavailable", Expired: "expired", NoCredentials: "no-credentials",
 	Full: "full", Contested: "contested", Gone: "gone", Denied: "denied", Refused: "refused",
 }
 
@@ -99,6 +101,10 @@ func (e *OpError) Error() string {
 	if e.Code == unauthorized {
 		fmt.Fprintf(&b, ": allow ec2:%s for the pod's or the node's role", e.Op)
 	}
+	if accountCodes[e.Code] {
+		b.WriteString(": EC2 refuses the whole account, not an address: its owner must settle that with AWS (activation, verification, payment, " +
+			"the Region's opt-in)")
+	}
 	return b.String()
 }
 
@@ -119,6 +125,9 @@ const authFailure = "AuthFailure"
 
 // unauthorized is EC2's code for a call that the role's policies do not allow.
 const unauthorized = "UnauthorizedOperation"
+
+// accountCodes are EC2's codes for an account that may not use it; [codes] has them, too.
+var accountCodes = map[string]bool{"AccountDisabled": true, "Blocked": true, "OptInRequired": true, "PendingVerification": true}
 
 // codes is the one place that tells what an EC2 error code means. Codes that are not here are judged by their HTTP status: 5xx
 // passes, any other is a refusal of the request. Throttling codes come from the SDK's own list.
@@ -143,9 +152,15 @@ var codes = map[string]Class{
 	"SignatureDoesNotMatch":       Denied,
 	"IncompleteSignature":         Denied,
 	"MissingAuthenticationToken":  Denied,
-	"OptInRequired":               Denied,
 	"UnrecognizedClientException": Denied,
+	"InvalidSignatureException":   Denied,
+	"AccountDisabled":             Denied,
+	"Blocked":                     Denied,
+	"OptInRequired":               Denied,
+	"PendingVerification":         Denied,
 	"RequestExpired":              Expired,
+	"RequestInTheFuture":          Expired,
+	"RequestTimeTooSkewed":        Expired,
 	"ExpiredToken":                Expired,
 	"ExpiredTokenException":       Expired,
 	"InternalError":               Unavailable,

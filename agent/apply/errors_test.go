@@ -46,7 +46,19 @@ func TestClassOfAnswers(t *testing.T) {
 		{"AuthFailure", 403, Denied},
 		{"InvalidClientTokenId", 403, Denied},
 		{"SignatureDoesNotMatch", 403, Denied},
-		{"OptInRequired", 403, Denied},
+		{"OptInRequired", 401, Denied},
+		{"Blocked", 403, Denied},
+		{"PendingVerification", 400, Denied},
+		{"AccountDisabled", 403, Denied},
+		{"IncompleteSignature", 400, Denied},
+		{"MissingAuthenticationToken", 400, Denied},
+		{"InvalidSignatureException", 403, Denied},
+		{"RequestInTheFuture", 403, Expired},
+		{"RequestTimeTooSkewed", 403, Expired},
+		{"UnknownParameter", 400, Refused},
+		{"ValidationError", 400, Refused},
+		{"UnsupportedOperation", 400, Refused},
+		{"RequestResourceCountExceeded", 400, Refused},
 		{"ExpiredToken", 400, Expired},
 		{"RequestExpired", 400, Expired},
 		{"InternalError", 500, Unavailable},
@@ -110,10 +122,10 @@ func TestClassOfMissingAnswers(t *testing.T) {
 		"credentials: STS denies":       {creds(apiError("AccessDenied", 403, "no")), Denied},
 		"credentials: STS token stale":  {creds(apiError("ExpiredTokenException", 400, "old")), Expired},
 		"credentials: STS unknown idp":  {creds(apiError("InvalidIdentityToken", 400, "no provider")), Denied},
-		"credentials: STS idp away":     {creds(apiError("IDPCommunicationError", 400, "later")), Unavailable},
+		"credentials: STS idp away":     {creds(apiError("IDPCommunicationError", 400, "later")), NoCredentials},
 		"credentials: STS throttles":    {creds(apiError("Throttling", 400, "Rate exceeded")), Throttled},
-		"credentials: STS down":         {creds(apiError("ServiceUnavailable", 503, "later")), Unavailable},
-		"credentials: attempt ran out":  {creds(context.DeadlineExceeded), Unanswered},
+		"credentials: STS down":         {creds(apiError("ServiceUnavailable", 503, "later")), NoCredentials},
+		"credentials: attempt ran out":  {creds(context.DeadlineExceeded), NoCredentials},
 		"credentials: nothing known":    {creds(errors.New("no EC2 IMDS role found")), NoCredentials},
 		"a plain error of this package": {errors.New("the answer does not hold eni-1"), Unanswered},
 	}
@@ -130,7 +142,7 @@ func TestClassOfMissingAnswers(t *testing.T) {
 }
 
 func TestClassProperties(t *testing.T) {
-	passing := map[Class]bool{Unanswered: true, Throttled: true, Unavailable: true, Expired: true, NoCredentials: true, Full: true, Gone: true, Contested: true}
+	passing := map[Class]bool{Unanswered: true, Unsent: true, Throttled: true, Unavailable: true, Expired: true, NoCredentials: true, Full: true, Gone: true, Contested: true}
 	uncertain := map[Class]bool{Unanswered: true, Unavailable: true}
 	names := map[string]bool{}
 	for c := Unanswered; c <= Refused; c++ {
@@ -152,6 +164,24 @@ func TestOpErrorSaysWhatToAllow(t *testing.T) {
 		text := newOpError("AssignIpv6Addresses", "eni-1", nil, apiError(code, 403, "no")).Error()
 		if got := strings.Contains(text, "allow ec2:AssignIpv6Addresses"); got != want {
 			t.Errorf("%q says what to allow: %t, want %t", text, got, want)
+		}
+	}
+}
+
+// A refusal of the account is not read as one of an address.
+func TestOpErrorNamesTheAccount(t *testing.T) {
+	for code, class := range codes {
+		e := newOpError("AssignPrivateIpAddresses", "eni-1", addrs("10.0.17.5"), apiError(code, 400, "no"))
+		if got := strings.Contains(e.Error(), "the whole account, not an address"); got != accountCodes[code] {
+			t.Errorf("%q names the account: %t", e, got)
+		}
+		if accountCodes[code] && class != Denied {
+			t.Errorf("%s is %s", code, class)
+		}
+	}
+	for code := range accountCodes {
+		if _, known := codes[code]; !known {
+			t.Errorf("%s has no class", code)
 		}
 	}
 }

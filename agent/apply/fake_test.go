@@ -121,6 +121,10 @@ func (f *fakeEC2) begin(op, eni string, as []netip.Addr, more string) (applied b
 	for i, x := range f.faults {
 		if x.op == op {
 			f.faults = slices.Delete(f.faults, i, i+1)
+			var made *OpError
+			if errors.As(x.err, &made) {
+				return x.applied, made // with a class that comes from elsewhere
+			}
 			return x.applied, newOpError(op, eni, as, x.err)
 		}
 	}

@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,8 +9,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 	smithy "github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
@@ -78,6 +79,16 @@ func (s source) check() error {
 	return f.Close()
 }
 
+// tokenExchange is the client of STS that the SDK exchanges the pod's token for credentials with (IRSA). The SDK would make its own before
+// it has read AWS_ENDPOINT_URL and before the Region is known from metadata.
+type tokenExchange struct{ *sts.Client }
+
+// by makes the client of a finished configuration. The request is not signed.
+func (t *tokenExchange) by(cfg aws.Config) {
+	cfg.Credentials = nil
+	t.Client = sts.NewFromConfig(cfg)
+}
+
 // credentialsError marks a failure to get credentials, which happens before anything is sent to EC2.
 type credentialsError struct {
 	err  error
@@ -111,7 +122,7 @@ var credentialCodes = map[string]Class{
 func mayPass(code string) bool { return code == badIdentityToken || code == unknownAssociation }
 
 // class tells "there is none for you" from "could not ask". A role that is missing from metadata is a 404, a role that may not
-// be assumed is STS's AccessDenied.
+// be assumed is STS's AccessDenied. Whatever it is, nothing was sent to EC2, so that it is certain what the call did: nothing.
 func (e *credentialsError) class() Class {
 	code, status := verdictOf(e.err)
 	if _, throttled := retry.DefaultThrottleErrorCodes[code]; throttled || status == http.StatusTooManyRequests {
@@ -121,16 +132,13 @@ func (e *credentialsError) class() Class {
 		return NoCredentials
 	}
 	for _, table := range []map[string]Class{credentialCodes, codes} {
-		if c, known := table[code]; known {
+		if c, known := table[code]; known && c.Certain() {
 			return c
 		}
 	}
 	var metadata *smithyhttp.ResponseError
 	if status == http.StatusNotFound && errors.As(e.err, &metadata) {
 		return Denied
-	}
-	if errors.Is(e.err, context.DeadlineExceeded) {
-		return Unanswered
 	}
 	return NoCredentials
 }

@@ -150,7 +150,7 @@ func TestRefusalsThatMayPass(t *testing.T) {
 				i.err = apiError("AccessDenied", http.StatusForbidden, "no")
 				want(Denied) // at once
 				i.err = fmt.Errorf("wrapped: %w", context.DeadlineExceeded)
-				want(Unanswered)
+				want(NoCredentials) // and nothing was sent to EC2
 			})
 		})
 	}

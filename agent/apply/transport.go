@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 
 	"multus-ip-manager.io/agent/locate"
+	"multus-ip-manager.io/agent/quickack"
 )
 
 const (
@@ -32,7 +34,7 @@ const (
 // sdkClient makes the HTTP client that the SDK gets first: it asks STS for credentials with it, and puts AWS_CA_BUNDLE into it.
 func sdkClient(dialer locate.Dialer) *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().WithTimeout(credentialsTimeout).WithTransportOptions(func(t *http.Transport) {
-		t.DialContext = dialer.DialContext
+		t.DialContext = quickack.Dial(dialer.DialContext)
 		t.ForceAttemptHTTP2 = false
 		t.TLSHandshakeTimeout = attemptTimeout
 		t.IdleConnTimeout = idleTimeout
@@ -55,7 +57,7 @@ func endpointClient(dialer locate.Dialer) *awshttp.BuildableClient {
 // line is the way to the EC2 endpoint: a transport that takes its first connection after a quiet time from a spare one.
 type line struct {
 	endpoint  *url.URL
-	dialer    locate.Dialer
+	connect   quickack.DialFunc
 	transport *http.Transport
 	tls       *tls.Config
 	// direct tells that no proxy is in between. Where there is one, connections are the transport's business alone.
@@ -65,7 +67,7 @@ type line struct {
 
 // newLine makes the way to the endpoint out of the SDK's transport, which has the environment's certificates.
 func newLine(transport *http.Transport, dialer locate.Dialer, endpoint *url.URL) (*line, error) {
-	l := &line{endpoint: endpoint, dialer: dialer, transport: transport, tls: transport.TLSClientConfig.Clone()}
+	l := &line{endpoint: endpoint, connect: quickack.Dial(dialer.DialContext), transport: transport, tls: transport.TLSClientConfig.Clone()}
 	l.tls.ClientSessionCache = tls.NewLRUClientSessionCache(sessions)
 	l.tls.NextProtos = []string{"http/1.1"}
 	l.spare.dial = l.dial
@@ -75,20 +77,30 @@ func newLine(transport *http.Transport, dialer locate.Dialer, endpoint *url.URL)
 		return nil, err
 	}
 	if l.direct = proxy == nil; l.direct {
-		transport.DialContext = l.dialFor("http", dialer.DialContext)
+		transport.DialContext = l.dialFor("http", l.connect)
 		transport.DialTLSContext = l.dialFor("https", l.dialTLS)
 	}
 	return l, nil
 }
 
+// reachedKey is the key under which a context carries where to note that a request to EC2 was given a connection, a [*bool].
+type reachedKey struct{}
+
 // Do implements [aws.HTTPClient]. Redirects are not followed: a request is signed for one host.
+//
+// It notes whether the request was given a connection. Only from then on can any of it have been sent; before that there are the name's
+// resolution, the dial, a proxy's tunnel and the TLS handshake. The note is made here because requests for credentials carry the same context.
 func (l *line) Do(req *http.Request) (*http.Response, error) {
+	if reached, ok := req.Context().Value(reachedKey{}).(*bool); ok {
+		trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { *reached = true }}
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), trace))
+	}
 	c := &http.Client{Transport: l.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return c.Do(req)
 }
 
 // dialFor gives connections to the endpoint, if it has the scheme, by way of the spare one, and any other as dial does.
-func (l *line) dialFor(scheme string, dial dialFunc) dialFunc {
+func (l *line) dialFor(scheme string, dial quickack.DialFunc) quickack.DialFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if l.endpoint.Scheme == scheme && address == addressOf(l.endpoint) {
 			return l.spare.take(ctx)
@@ -97,12 +109,10 @@ func (l *line) dialFor(scheme string, dial dialFunc) dialFunc {
 	}
 }
 
-type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
-
 // dial opens a connection to the endpoint.
 func (l *line) dial(ctx context.Context) (net.Conn, error) {
 	if l.endpoint.Scheme == "http" {
-		return l.dialer.DialContext(ctx, "tcp", addressOf(l.endpoint))
+		return l.connect(ctx, "tcp", addressOf(l.endpoint))
 	}
 	return l.dialTLS(ctx, "tcp", addressOf(l.endpoint))
 }
@@ -112,7 +122,7 @@ func (l *line) dialTLS(ctx context.Context, network, address string) (net.Conn, 
 	if err != nil {
 		return nil, err
 	}
-	raw, err := l.dialer.DialContext(ctx, network, address)
+	raw, err := l.connect(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

@@ -289,7 +289,7 @@ func TestSpareEndpointAway(t *testing.T) {
 		c := newTestClient(t, &network{}, slog.New(slog.DiscardHandler))
 		defer c.Close()
 		tick(t, c, 2)
-		if err := assign(t, c); classOf(t, err) != Unanswered || !strings.Contains(err.Error(), "no route to example.com:443") {
+		if err := assign(t, c); classOf(t, err) != Unsent || !strings.Contains(err.Error(), "no route to example.com:443") {
 			t.Errorf("%v", err)
 		}
 	})

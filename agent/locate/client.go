@@ -13,6 +13,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+
+	"multus-ip-manager.io/agent/quickack"
 )
 
 const (
@@ -29,41 +31,48 @@ type Dialer interface {
 }
 
 // New makes a client of the node's metadata service. The endpoint is IMDS's own unless the SDK's variables say otherwise
-// (AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, AWS_EC2_METADATA_DISABLED).
+// (AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, AWS_EC2_METADATA_V1_DISABLED, AWS_EC2_METADATA_DISABLED), or
+// a shared configuration file does.
 func New(dialer Dialer) (*Metadata, error) {
-	env, err := config.NewEnvConfig()
+	settings, err := load()
 	if err != nil {
 		return nil, err
-	}
-	if at := env.EC2IMDSEndpoint; at != "" && !IsEndpoint(at) {
-		return nil, fmt.Errorf("%q is no endpoint: want http://HOST (AWS_EC2_METADATA_SERVICE_ENDPOINT)", at)
 	}
 	token := &tokenTransport{base: &http.Transport{
 		// Metadata is link-local: a proxy must never see these requests, they carry credentials.
 		Proxy:               nil,
-		DialContext:         dialer.DialContext,
+		DialContext:         quickack.Dial(dialer.DialContext),
 		MaxIdleConnsPerHost: parallelReads,
 		IdleConnTimeout:     5 * time.Second,
 	}}
-	client := imds.New(imds.Options{
-		Endpoint:          env.EC2IMDSEndpoint,
-		EndpointMode:      env.EC2IMDSEndpointMode,
-		ClientEnableState: env.EC2IMDSClientEnableState,
-		HTTPClient:        &http.Client{Transport: token},
+	var options imds.Options
+	client := imds.NewFromConfig(aws.Config{ConfigSources: settings.ConfigSources}, func(o *imds.Options) {
+		o.HTTPClient = &http.Client{Transport: token}
 		// The SDK would wait up to a second between attempts. What is worth a second attempt at once is known here, what is
 		// worth a later one to the caller.
-		Retryer:        aws.NopRetryer{},
-		EnableFallback: fallback(env),
+		o.Retryer = aws.NopRetryer{}
+		options = *o
 	})
-	return &Metadata{client: client, token: token, disabled: env.EC2IMDSClientEnableState == imds.ClientDisabled, elsewhere: elsewhere(env)}, nil
+	if at := options.Endpoint; at != "" && !IsEndpoint(at) {
+		return nil, fmt.Errorf("%q is no endpoint: want http://HOST (AWS_EC2_METADATA_SERVICE_ENDPOINT, or ec2_metadata_service_endpoint in the "+
+			"shared configuration file)", at)
+	}
+	return &Metadata{client: client, token: token, disabled: options.ClientEnableState == imds.ClientDisabled, elsewhere: elsewhere(settings)}, nil
 }
 
-// fallback honours AWS_EC2_METADATA_V1_DISABLED.
-func fallback(env config.EnvConfig) aws.Ternary {
-	if env.EC2IMDSv1Disabled != nil && *env.EC2IMDSv1Disabled {
-		return aws.FalseTernary
+// load reads the environment and the shared configuration files. Only what contradicts itself in the environment is a fault here: what is
+// wrong in the files, or lacks for the credentials, is told when they are needed, and metadata may be had without.
+func load() (aws.Config, error) {
+	env, err := config.NewEnvConfig()
+	if err != nil {
+		return aws.Config{}, err
 	}
-	return aws.UnknownTernary
+	// Nothing here waits for anybody: the one mode that would ask metadata is not used.
+	loaded, err := config.LoadDefaultConfig(context.Background(), config.WithDefaultsMode(aws.DefaultsModeStandard))
+	if err != nil {
+		return aws.Config{ConfigSources: []any{env}}, nil //nolint:nilerr // as above
+	}
+	return loaded, nil
 }
 
 // Client is the SDK's client, so that credentials and identity share one token and one connection.

@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/aws"
 
 	"multus-ip-manager.io/agent/plan"
 )
@@ -18,6 +19,8 @@ const (
 	patience = 2 * time.Second
 	// awayFor is how long metadata is left in peace once it was away.
 	awayFor = 5 * time.Minute
+	// halfFor is how long metadata may know half of an ENI before EC2 is asked, and how long it then is until EC2 is asked again.
+	halfFor = 10 * time.Second
 	// shortHopLimit says that metadata is closed to pods where that is as it should be.
 	shortHopLimit = "metadata's hop limit, which keeps pods out"
 )
@@ -29,7 +32,8 @@ type Source interface {
 }
 
 // Finder finds the node's ENIs by metadata, and by EC2 where metadata is closed to pods. The latter needs credentials that do not come from
-// metadata (IRSA, EKS Pod Identity, keys): without such it does what [Metadata] does. EC2 is asked only when somebody asks for ENIs.
+// metadata (IRSA, EKS Pod Identity, keys): without such it does what [Metadata] does. EC2 is asked only when somebody asks for ENIs, and with
+// whatever credentials when metadata that is there goes on to know half of an ENI.
 type Finder struct {
 	Metadata *Metadata
 	// Connect gives EC2. Its failure is the failure of the look.
@@ -40,6 +44,8 @@ type Finder struct {
 	// away is why metadata could not be had at the time since, empty when it could.
 	away  string
 	since time.Time
+	// half is since when metadata knows half of an ENI, or when EC2 was last asked for that; zero while it knows what it is asked for.
+	half time.Time
 }
 
 // ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in. An unknown MAC is left out.
@@ -73,12 +79,13 @@ func (f *Finder) Listed(ctx context.Context, macs []string) (map[string]Listing,
 
 func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]plan.ENI, error), other func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
 	if !f.Metadata.elsewhere {
-		return metadata(ctx)
+		enis, err := metadata(ctx)
+		return f.other(ctx, enis, err, other)
 	}
 	if f.gone() == "" {
 		enis, err := look(ctx, metadata)
 		if !isAway(ctx, err) {
-			return enis, err
+			return f.other(ctx, enis, err, other)
 		}
 		f.note(err)
 	}
@@ -92,6 +99,40 @@ func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]pla
 		return nil, fmt.Errorf("find the node's ENIs by EC2: %w (asked because of %s)", err, f.gone())
 	}
 	return enis, nil
+}
+
+// other gives what metadata answered, or what EC2 does where metadata has known half of an ENI for too long. That EC2 does not tell either is
+// no fault of its own: metadata may know the rest soon, and not every pod may ask EC2.
+func (f *Finder) other(ctx context.Context, enis []plan.ENI, err error, ask func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
+	if !f.halfForLong(err) {
+		return enis, err
+	}
+	source, failure := f.Connect(ctx)
+	if failure == nil {
+		enis, failure = ask(ctx, source)
+	}
+	if failure != nil {
+		f.Log.Debug("EC2 does not tell what metadata knows half of", "metadata", err, "error", failure)
+		return nil, err
+	}
+	f.Log.Info("metadata knows half of an ENI; the node's ENIs are asked of EC2", "error", err)
+	return enis, nil
+}
+
+// halfForLong tells whether an answer of metadata is the last of many that know half of an ENI.
+func (f *Finder) halfForLong(err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case !errors.Is(err, ErrIncomplete):
+		f.half = time.Time{}
+	case f.half.IsZero():
+		f.half = time.Now()
+	case time.Since(f.half) >= halfFor:
+		f.half = time.Now() // EC2 is not asked again for as long
+		return true
+	}
+	return false
 }
 
 // look asks metadata, for no longer than is worth it.
@@ -130,10 +171,9 @@ func (f *Finder) gone() string {
 	return f.away
 }
 
-// elsewhere tells whether the environment has credentials that do not come from metadata: keys, a web identity (IRSA), or an endpoint of
-// its own (EKS Pod Identity, ECS).
-func elsewhere(env config.EnvConfig) bool {
-	return env.Credentials.HasKeys() ||
-		env.WebIdentityTokenFilePath != "" && env.RoleARN != "" ||
-		env.ContainerCredentialsEndpoint != "" || env.ContainerCredentialsRelativePath != ""
+// elsewhere tells whether the SDK takes credentials from elsewhere than metadata: keys of the environment or of a shared file, a web
+// identity (IRSA), or an endpoint of its own (EKS Pod Identity, ECS). Without any it ends at metadata.
+func elsewhere(cfg aws.Config) bool {
+	from, ok := cfg.Credentials.(aws.CredentialProviderSource)
+	return ok && !slices.Contains(from.ProviderSources(), aws.CredentialSourceIMDS)
 }

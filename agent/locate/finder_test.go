@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -74,7 +76,9 @@ func finder(m *Metadata, s *ec2Source) *Finder {
 // irsa sets the environment of a pod with a web identity, or of one with nothing.
 func irsa(t *testing.T, has bool) {
 	t.Helper()
-	for _, key := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"} {
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", filepath.Join(t.TempDir(), "none"))
+	for _, key := range []string{"AWS_PROFILE", "AWS_CA_BUNDLE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"} {
 		t.Setenv(key, "")
 	}
 	if has {
@@ -263,18 +267,32 @@ func TestFinderCallersDeadline(t *testing.T) {
 }
 
 func TestElsewhere(t *testing.T) {
+	const keys = "aws_access_key_id = AKIA\naws_secret_access_key = s\n"
 	tests := map[string]struct {
-		env  map[string]string
-		want bool
+		env map[string]string
+		// credentials and config are the texts of the shared files; empty: there is none.
+		credentials, config string
+		want                bool
 	}{
-		"nothing":                   {nil, false},
-		"IRSA":                      {map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "arn"}, true},
-		"a token without a role":    {map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t"}, false},
-		"EKS Pod Identity":          {map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials"}, true},
-		"ECS":                       {map[string]string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}, true},
-		"keys":                      {map[string]string{"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s"}, true},
-		"half of them":              {map[string]string{"AWS_ACCESS_KEY_ID": "AKIA"}, false},
-		"a Region is no credential": {map[string]string{"AWS_REGION": "eu-central-1"}, false},
+		"nothing":                    {want: false},
+		"IRSA":                       {env: map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "arn"}, want: true},
+		"a token without a role":     {env: map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t"}, want: false},
+		"EKS Pod Identity":           {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials"}, want: true},
+		"ECS":                        {env: map[string]string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}, want: true},
+		"keys":                       {env: map[string]string{"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s"}, want: true},
+		"half of them":               {env: map[string]string{"AWS_ACCESS_KEY_ID": "AKIA"}, want: false},
+		"a Region is no credential":  {env: map[string]string{"AWS_REGION": "eu-central-1"}, want: false},
+		"keys of a file":             {credentials: "[default]\n" + keys, want: true},
+		"keys of a profile":          {credentials: "[telco]\n" + keys, env: map[string]string{"AWS_PROFILE": "telco"}, want: true},
+		"keys of another profile":    {credentials: "[telco]\n" + keys, want: false},
+		"keys of a configuration":    {config: "[default]\n" + keys, want: true},
+		"a profile that is missing":  {env: map[string]string{"AWS_PROFILE": "telco"}, want: false},
+		"a configuration and no key": {config: "[default]\nregion = eu-central-1\n", want: false},
+		"a program":                  {config: "[default]\ncredential_process = /bin/false\n", want: true},
+		"a role by keys":             {config: "[default]\nrole_arn = arn:aws:iam::123456789012:role/telco\nsource_profile = k\n[profile k]\n" + keys, want: true},
+		"a role by metadata": {config: "[default]\nrole_arn = arn:aws:iam::123456789012:role/telco\ncredential_source = Ec2InstanceMetadata\n",
+			want: false},
+		"a file that is none": {config: "<html>", want: false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -282,12 +300,63 @@ func TestElsewhere(t *testing.T) {
 			for k, v := range tt.env {
 				t.Setenv(k, v)
 			}
+			for variable, text := range map[string]string{"AWS_SHARED_CREDENTIALS_FILE": tt.credentials, "AWS_CONFIG_FILE": tt.config} {
+				if text != "" {
+					t.Setenv(variable, file(t, text))
+				}
+			}
 			m, err := New(pipes.New())
 			if err != nil || m.elsewhere != tt.want {
 				t.Errorf("%t, want %t (%v)", m.elsewhere, tt.want, err)
 			}
 		})
 	}
+}
+
+// file writes a file of the test's own.
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Metadata that goes on to know half of an ENI is not waited for alone: EC2 is asked, seldom, and what it does not tell is metadata's to tell.
+func TestFinderHalfForLong(t *testing.T) {
+	irsa(t, false)
+	s := &imdsServer{keys: halfNode()}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		source := &ec2Source{}
+		f := finder(m, source)
+		look := func(asked int, want error) {
+			t.Helper()
+			enis, err := f.oneByOne(t.Context())
+			if !errors.Is(err, want) || source.calls != asked || want == nil && (len(enis) == 0 || enis[0].ID != "eni-by-ec2") {
+				t.Errorf("%v, %v, want %v; EC2 asked %d times, want %d", enis, err, want, source.calls, asked)
+			}
+		}
+		look(0, ErrIncomplete)
+		pass(halfFor - time.Second)
+		look(0, ErrIncomplete)
+		pass(time.Second)
+		look(1, nil)
+		look(1, ErrIncomplete) // not again at once
+		pass(halfFor)
+		source.err = errors.New("denied")
+		look(2, ErrIncomplete)
+		pass(halfFor)
+		f.Connect = func(context.Context) (Source, error) { return nil, ErrNoMetadata }
+		look(2, ErrIncomplete)
+		// An answer between starts the time anew.
+		f.Connect, source.err = func(context.Context) (Source, error) { return source, nil }, nil
+		pass(halfFor)
+		if _, err := f.All(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		look(2, ErrIncomplete)
+	})
 }
 
 // Without a Region in the environment and behind a hop limit, both cures are named.

@@ -6,6 +6,7 @@ package locate
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -53,17 +54,50 @@ type Metadata struct {
 	elsewhere bool
 }
 
-// Region gives the node's AWS Region.
+// Region gives the node's AWS Region. Metadata that has no key of it has it in the instance identity document, or as the beginning of the
+// zone's name.
 func (m *Metadata) Region(ctx context.Context) (string, error) {
 	region, err := m.value(ctx, "placement/region")
+	if err == nil && region == "" {
+		region, err = m.regionElsewhere(ctx)
+	}
 	if err != nil {
 		return "", fmt.Errorf("read the Region, because AWS_REGION is not set: %w", err)
 	}
 	if !IsRegion(region) {
 		// What it holds is not shown: nobody knows what a service that is no metadata gives away.
-		return "", fmt.Errorf("read the Region: %w: placement/region holds no name of a Region; set AWS_REGION", ErrNoMetadata)
+		return "", fmt.Errorf("read the Region: %w: neither placement/region nor the instance identity document nor "+
+			"placement/availability-zone names one; set AWS_REGION", ErrNoMetadata)
 	}
 	return region, nil
+}
+
+// zones finds the Region in the name of an availability, local or wavelength zone: us-east-1 in us-east-1a, us-gov-west-1 in us-gov-west-1a,
+// us-west-2 in us-west-2-lax-1a.
+var zones = regexp.MustCompile(`^[a-z]+(-[a-z]+)+-[0-9]+`)
+
+// regionElsewhere gives the Region by what is there besides its own key; empty if nothing is. A place that fails is no fault where another
+// tells.
+func (m *Metadata) regionElsewhere(ctx context.Context) (string, error) {
+	const path = "instance-identity/document"
+	document, failure := m.read(ctx, path, func(ctx context.Context) (io.ReadCloser, error) {
+		out, err := m.client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: path})
+		if err != nil {
+			return nil, err
+		}
+		return out.Content, nil
+	})
+	var told struct {
+		Region string `json:"region"`
+	}
+	if json.Unmarshal([]byte(document), &told) == nil && IsRegion(told.Region) {
+		return told.Region, nil
+	}
+	zone, err := m.value(ctx, "placement/availability-zone")
+	if region := zones.FindString(zone); region != "" && IsRegion(zone) {
+		return region, nil
+	}
+	return "", errors.Join(failure, err)
 }
 
 // regions are names such as eu-central-1 and us-gov-west-1; the name becomes part of a host's name.
@@ -79,7 +113,8 @@ func IsEndpoint(s string) bool {
 }
 
 // ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in: the VPC CNI draws from that
-// one. A MAC that metadata does not know is left out of the answer; one that it knows half of is [ErrIncomplete].
+// one. A MAC that metadata does not know is left out of the answer; one that it knows half of is [ErrIncomplete], and so is a primary ENI
+// that it knows half of.
 func (m *Metadata) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) {
 	var listed []string
 	var primary string
@@ -90,14 +125,30 @@ func (m *Metadata) ENIs(ctx context.Context, macs []string) ([]plan.ENI, error) 
 	if err != nil {
 		return nil, err
 	}
-	primary = strings.ToLower(primary)
-	asked := slices.DeleteFunc(slices.Clone(listed), func(as string) bool {
-		mac := strings.ToLower(as)
-		return mac != primary && !slices.Contains(macs, mac)
-	})
 	asks := func(mac string) bool { return slices.Contains(macs, mac) }
-	return m.describe(ctx, asked, asks, asks)
+	var first, rest []string
+	for _, as := range listed {
+		if strings.EqualFold(as, primary) || asks(strings.ToLower(as)) {
+			first = append(first, as)
+		} else {
+			rest = append(rest, as)
+		}
+	}
+	enis, err := m.describe(ctx, first, asks)
+	if err == nil {
+		enis, err = complete(enis, asks)
+	}
+	if err == nil && len(rest) > 0 && !slices.ContainsFunc(enis, isPrimary) {
+		// Metadata does not name the primary ENI, or names another: it is among the rest, if anywhere.
+		var others []plan.ENI
+		if others, err = m.describe(ctx, rest, asks); err == nil {
+			enis, err = complete(append(enis, others...), asks)
+		}
+	}
+	return slices.DeleteFunc(enis, func(e plan.ENI) bool { return !isPrimary(e) && !asks(e.MAC) }), err
 }
+
+func isPrimary(e plan.ENI) bool { return e.DeviceIndex == 0 }
 
 // All describes every ENI of the node.
 func (m *Metadata) All(ctx context.Context) ([]plan.ENI, error) {
@@ -105,7 +156,11 @@ func (m *Metadata) All(ctx context.Context) ([]plan.ENI, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.describe(ctx, listed, func(string) bool { return true }, func(string) bool { return false })
+	enis, err := m.describe(ctx, listed, func(string) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	return complete(enis, func(string) bool { return false })
 }
 
 // macs lists the MACs as metadata writes them, which is how it must be asked about them.
@@ -123,8 +178,8 @@ func (m *Metadata) macs(ctx context.Context) ([]string, error) {
 	return lines, nil
 }
 
-// describe reads who the ENIs are and, of those that whole names, everything else. Those that needed names must be complete.
-func (m *Metadata) describe(ctx context.Context, macs []string, whole, needed func(mac string) bool) ([]plan.ENI, error) {
+// describe reads who the ENIs are and, of those that whole names, everything else. What metadata does not tell is left empty.
+func (m *Metadata) describe(ctx context.Context, macs []string, whole func(mac string) bool) ([]plan.ENI, error) {
 	enis := make([]plan.ENI, len(macs))
 	var reads []func(context.Context) error
 	for i, as := range macs {
@@ -137,15 +192,24 @@ func (m *Metadata) describe(ctx context.Context, macs []string, whole, needed fu
 	if err := parallel(ctx, reads...); err != nil {
 		return nil, err
 	}
-	// Metadata lists ENIs that are being attached or were just detached with half of their keys. One that an interface of the
-	// pod belongs to must be waited for; any other counts as unknown.
-	incomplete := func(e plan.ENI) bool { return e.ID == "" || e.SubnetID == "" || e.DeviceIndex < 0 }
+	return enis, nil
+}
+
+// complete gives the ENIs that metadata tells enough of, by device number. Metadata lists ENIs that are being attached or were just detached
+// with half of their keys. One that needed names, to which an interface of the pod belongs, must be waited for, and so must one that may be
+// the primary ENI while no other is; the rest count as unknown.
+func complete(enis []plan.ENI, needed func(mac string) bool) ([]plan.ENI, error) {
+	half := func(e plan.ENI) bool { return e.ID == "" || e.SubnetID == "" || e.DeviceIndex < 0 }
+	primary := slices.ContainsFunc(enis, func(e plan.ENI) bool { return isPrimary(e) && !half(e) })
 	for _, e := range enis {
-		if incomplete(e) && needed(e.MAC) {
+		if half(e) && needed(e.MAC) {
 			return nil, fmt.Errorf("%w: %s", ErrIncomplete, e.MAC)
 		}
+		if half(e) && !primary && e.DeviceIndex <= 0 {
+			return nil, fmt.Errorf("%w: %s, and no other is the node's primary ENI", ErrIncomplete, e.MAC)
+		}
 	}
-	enis = slices.DeleteFunc(enis, incomplete)
+	enis = slices.DeleteFunc(enis, half)
 	slices.SortFunc(enis, func(a, b plan.ENI) int { return a.DeviceIndex - b.DeviceIndex })
 	return enis, nil
 }
@@ -224,22 +288,33 @@ func (m *Metadata) lines(ctx context.Context, key string) ([]string, error) {
 // value reads one key. A key that is not there (404) is an empty value: metadata omits what an ENI does not have, such as IPv6
 // blocks.
 func (m *Metadata) value(ctx context.Context, key string) (string, error) {
+	return m.read(ctx, key, func(ctx context.Context) (io.ReadCloser, error) {
+		out, err := m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
+		if err != nil {
+			return nil, err
+		}
+		return out.Content, nil
+	})
+}
+
+// read reads what get asks for, which messages call by the key's name. What is not there (404) is empty.
+func (m *Metadata) read(ctx context.Context, key string, get func(context.Context) (io.ReadCloser, error)) (string, error) {
 	if m.disabled {
 		return "", fmt.Errorf("metadata %s: %w", key, ErrDisabled)
 	}
 	var status atomic.Int32
 	ctx = context.WithValue(ctx, statusKey{}, &status)
-	out, err := m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
+	content, err := get(ctx)
 	if err != nil && status.Load() == http.StatusUnauthorized && !m.token.lost.Load() {
 		// Tokens arrive, but the one the request carried is no longer valid.
-		out, err = m.client.GetMetadata(ctx, &imds.GetMetadataInput{Path: key})
+		content, err = get(ctx)
 	}
 	if err != nil {
 		demanded := status.Load() == http.StatusUnauthorized
 		return m.explain(ctx, key, demanded, err)
 	}
-	defer out.Content.Close()
-	body, err := io.ReadAll(io.LimitReader(out.Content, 1<<20))
+	defer content.Close()
+	body, err := io.ReadAll(io.LimitReader(content, 1<<20))
 	if err != nil {
 		return "", fmt.Errorf("metadata %s: %w: %w", key, ErrNoMetadata, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"multus-ip-manager.io/agent/plan"
+	"multus-ip-manager.io/agent/quickack"
 )
 
 // imdsServer speaks the metadata protocol. Its fields are set before the first request; hooks take over single requests.
@@ -190,13 +191,24 @@ func TestENIs(t *testing.T) {
 			rename(k, mac1, "02:AA:00:00:00:01")
 			k["mac"] = "02:AA:00:00:00:00"
 		}, macs: []string{"02:aa:00:00:00:01"}, want: []plan.ENI{withMAC(wantENI0, "02:aa:00:00:00:00"), withMAC(wantENI1, "02:aa:00:00:00:01")}},
-		"primary MAC in upper case":                  {change: func(k map[string]string) { k["mac"] = "02:AA:00:00:00:00"; rename(k, mac0, "02:aa:00:00:00:00") }, macs: []string{mac1}, want: []plan.ENI{withMAC(wantENI0, "02:aa:00:00:00:00"), wantENI1}},
-		"no key of the primary MAC":                  {change: func(k map[string]string) { delete(k, "mac") }, macs: []string{mac1}, want: []plan.ENI{wantENI1}},
-		"half of it: no id":                          {change: drop(mac1, "interface-id"), macs: []string{mac1, mac2}, err: ErrIncomplete},
-		"half of it: no subnet":                      {change: drop(mac1, "subnet-id"), macs: []string{mac1, mac2}, err: ErrIncomplete},
-		"half of it: no device":                      {change: drop(mac1, "device-number"), macs: []string{mac1, mac2}, err: ErrIncomplete},
-		"device is no number":                        {change: func(k map[string]string) { k[base(mac1)+"device-number"] = "one" }, macs: []string{mac1, mac2}, err: ErrIncomplete},
-		"a primary that is half there is no primary": {change: drop(mac0, "subnet-id"), macs: []string{mac2}, want: []plan.ENI{wantENI2}},
+		"primary MAC in upper case":                          {change: func(k map[string]string) { k["mac"] = "02:AA:00:00:00:00"; rename(k, mac0, "02:aa:00:00:00:00") }, macs: []string{mac1}, want: []plan.ENI{withMAC(wantENI0, "02:aa:00:00:00:00"), wantENI1}},
+		"no key of the primary MAC":                          {change: noMAC(), macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
+		"no key of the primary MAC, which is asked for":      {change: noMAC(), macs: []string{mac0, mac1}, want: []plan.ENI{wholeENI0, wantENI1}},
+		"no key of the primary MAC, which is half there":     {change: noMAC(drop(mac0, "subnet-id")), macs: []string{mac1}, err: ErrIncomplete},
+		"no key of the primary MAC, an ENI without a number": {change: noMAC(drop(mac0, "device-number")), macs: []string{mac1}, err: ErrIncomplete},
+		"no key of the primary MAC, half of another":         {change: noMAC(drop(mac2, "subnet-id")), macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
+		"no key of the primary MAC, a number of another":     {change: noMAC(drop(mac2, "device-number")), macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
+		"another is named the primary":                       {change: func(k map[string]string) { k["mac"] = mac2 }, macs: []string{mac1}, want: []plan.ENI{wantENI0, wantENI1}},
+		"no primary at all": {change: func(k map[string]string) { k["network/interfaces/macs/"] = mac1 + "/\n" + mac2 + "/" },
+			macs: []string{mac1}, want: []plan.ENI{wantENI1}},
+		"half of it: no id":                 {change: drop(mac1, "interface-id"), macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"half of it: no subnet":             {change: drop(mac1, "subnet-id"), macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"half of it: no device":             {change: drop(mac1, "device-number"), macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"device is no number":               {change: func(k map[string]string) { k[base(mac1)+"device-number"] = "one" }, macs: []string{mac1, mac2}, err: ErrIncomplete},
+		"half of the primary: no id":        {change: drop(mac0, "interface-id"), macs: []string{mac2}, err: ErrIncomplete},
+		"half of the primary: no subnet":    {change: drop(mac0, "subnet-id"), macs: []string{mac2}, err: ErrIncomplete},
+		"half of the primary: no device":    {change: drop(mac0, "device-number"), macs: []string{mac2}, err: ErrIncomplete},
+		"half of one that nobody asked for": {change: drop(mac1, "subnet-id"), macs: []string{mac2}, want: []plan.ENI{wantENI0, wantENI2}},
 		"no blocks": {change: func(k map[string]string) { delete(k, base(mac2)+"subnet-ipv4-cidr-block") }, macs: []string{mac2},
 			want: []plan.ENI{wantENI0, {ID: "eni-2", MAC: mac2, DeviceIndex: 2, SubnetID: "subnet-c"}}},
 		"spaces and host bits": {change: func(k map[string]string) {
@@ -235,6 +247,16 @@ func drop(mac, key string) func(map[string]string) {
 	return func(k map[string]string) { delete(k, base(mac)+key) }
 }
 
+// noMAC takes away the key that names the primary ENI, and what else is to be missing.
+func noMAC(more ...func(map[string]string)) func(map[string]string) {
+	return func(k map[string]string) {
+		delete(k, "mac")
+		for _, change := range more {
+			change(k)
+		}
+	}
+}
+
 func rename(k map[string]string, from, to string) {
 	for key, value := range k {
 		if strings.Contains(key, from) {
@@ -245,20 +267,70 @@ func rename(k map[string]string, from, to string) {
 	k["network/interfaces/macs/"] = strings.ReplaceAll(k["network/interfaces/macs/"], from, to)
 }
 
-func TestAll(t *testing.T) {
+// Where all is as it should be nothing is read that is not needed: the list, the primary's MAC and who it is, and one ENI in full.
+func TestENIsReadsNoMore(t *testing.T) {
+	t.Parallel()
 	s := &imdsServer{keys: node(), needToken: true}
-	got, err := s.start(t).All(t.Context())
+	if _, err := s.start(t).ENIs(t.Context(), []string{mac1}); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.gets) != 2+3+7 {
+		t.Errorf("%d requests: %q", len(s.gets), s.gets)
+	}
+}
+
+func TestAll(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		change func(k map[string]string)
+		want   []plan.ENI
+		err    error
+	}{
+		"whole":                {change: noMAC(), want: []plan.ENI{wholeENI0, wantENI1, wantENI2}},
+		"half of one":          {change: drop(mac1, "device-number"), want: []plan.ENI{wholeENI0, wantENI2}},
+		"half of the primary":  {change: drop(mac0, "subnet-id"), err: ErrIncomplete},
+		"the primary unknown":  {change: drop(mac0, "device-number"), err: ErrIncomplete},
+		"no primary is listed": {change: func(k map[string]string) { k["network/interfaces/macs/"] = mac1 + "/" }, want: []plan.ENI{wantENI1}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := &imdsServer{keys: node(), needToken: true}
+			tt.change(s.keys)
+			got, err := s.start(t).All(t.Context())
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("error %v, want %v", err, tt.err)
+			}
+			compare(t, tt.want, got)
+		})
+	}
+}
+
+// A primary ENI that metadata knows half of for a moment is there at the next look.
+func TestPrimaryIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{keys: node()}
+	m := s.start(t)
+	drop(mac0, "subnet-id")(s.keys)
+	_, err := m.ENIs(t.Context(), []string{mac1})
+	if !errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), mac0) || !strings.Contains(err.Error(), "primary") {
+		t.Errorf("%v", err)
+	}
+	s.mu.Lock()
+	s.keys[base(mac0)+"subnet-id"] = "subnet-a"
+	s.mu.Unlock()
+	got, err := m.ENIs(t.Context(), []string{mac1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	compare(t, []plan.ENI{wholeENI0, wantENI1, wantENI2}, got)
+	compare(t, []plan.ENI{wantENI0, wantENI1}, got)
 }
 
 func TestRegion(t *testing.T) {
+	t.Parallel()
 	s := &imdsServer{keys: node(), needToken: true}
 	m := s.start(t)
-	if got, err := m.Region(t.Context()); err != nil || got != "eu-central-1" {
-		t.Errorf("%q, %v", got, err)
+	if got, err := m.Region(t.Context()); err != nil || got != "eu-central-1" || len(s.gets) != 1 {
+		t.Errorf("%q, %v, after %d requests", got, err, len(s.gets))
 	}
 	for _, bad := range []string{"", "<html>", "eu central", "eu-central-1.evil.example", strings.Repeat("a", 64)} {
 		s.mu.Lock()
@@ -267,6 +339,60 @@ func TestRegion(t *testing.T) {
 		if _, err := m.Region(t.Context()); !errors.Is(err, ErrNoMetadata) || !strings.Contains(err.Error(), "AWS_REGION") {
 			t.Errorf("%q: %v", bad, err)
 		}
+	}
+}
+
+// Metadata without the key of the Region has the Region elsewhere.
+func TestRegionElsewhere(t *testing.T) {
+	t.Parallel()
+	const unknown = "names one; set AWS_REGION"
+	tests := map[string]struct {
+		document, zone string
+		want, fault    string
+	}{
+		"document":               {document: `{"region": "eu-central-1", "availabilityZone": "eu-central-1a"}`, want: "eu-central-1"},
+		"document before zone":   {document: `{"region": "eu-central-1"}`, zone: "us-east-1a", want: "eu-central-1"},
+		"zone":                   {zone: "us-east-1a", want: "us-east-1"},
+		"zone of GovCloud":       {zone: "us-gov-west-1a", want: "us-gov-west-1"},
+		"zone of two digits":     {zone: "ap-southeast-12b", want: "ap-southeast-12"},
+		"local zone":             {zone: "us-west-2-lax-1a", want: "us-west-2"},
+		"wavelength zone":        {zone: "us-east-1-wl1-bos-wlz-1", want: "us-east-1"},
+		"document without one":   {document: `{"accountId": "1"}`, zone: "us-east-1a", want: "us-east-1"},
+		"document that is none":  {document: "<html>", zone: "us-east-1a", want: "us-east-1"},
+		"document that names no": {document: `{"region": "a.evil.example"}`, zone: "us-east-1a", want: "us-east-1"},
+		"nothing":                {fault: unknown},
+		"a zone that is none":    {zone: "<html>", fault: unknown},
+		"a name and more":        {zone: "us-east-1a.evil.example", fault: unknown},
+		"no number":              {zone: "us-east", fault: unknown},
+		"an id of a zone":        {zone: "use1-az1", fault: unknown},
+		"document away":          {document: "500", fault: "instance-identity/document"},
+		"document away, a zone":  {document: "500", zone: "us-east-1a", want: "us-east-1"},
+		"zone away":              {zone: "500", fault: "placement/availability-zone"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &imdsServer{needToken: true}
+			s.hook = func(w http.ResponseWriter, r *http.Request) bool {
+				told := map[string]string{"/latest/dynamic/instance-identity/document": tt.document, "/latest/meta-data/placement/availability-zone": tt.zone}[r.URL.Path]
+				switch {
+				case told == "500":
+					w.WriteHeader(http.StatusInternalServerError)
+				case told != "":
+					_, _ = w.Write([]byte(told))
+				default:
+					return false
+				}
+				return true
+			}
+			got, err := s.start(t).Region(t.Context())
+			if got != tt.want || (err != nil) != (tt.fault != "") {
+				t.Fatalf("%q, %v, want %q", got, err, tt.want)
+			}
+			if err != nil && (!errors.Is(err, ErrNoMetadata) || !strings.Contains(err.Error(), tt.fault) || !strings.Contains(err.Error(), "AWS_REGION")) {
+				t.Errorf("%v, want %q told", err, tt.fault)
+			}
+		})
 	}
 }
 
@@ -537,6 +663,29 @@ func TestNewHonoursTheEnvironment(t *testing.T) {
 		}
 		compare(t, []plan.ENI{wantENI0, wantENI1}, got)
 	})
+	t.Run("endpoint of the configuration file", func(t *testing.T) {
+		s := &imdsServer{keys: node()}
+		t.Setenv("AWS_CONFIG_FILE", file(t, "[default]\nec2_metadata_service_endpoint = "+s.serve(t).URL+"\n"))
+		m, err := New(&net.Dialer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if region, err := m.Region(t.Context()); err != nil || region != "eu-central-1" {
+			t.Errorf("%q, %v", region, err)
+		}
+		t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1") // the environment comes first
+		if m, err = New(&net.Dialer{}); err != nil {
+			t.Fatal(err)
+		}
+		if region, err := m.Region(t.Context()); err == nil {
+			t.Errorf("%q by the file", region)
+		}
+		t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")
+		t.Setenv("AWS_CONFIG_FILE", file(t, "[default]\nec2_metadata_service_endpoint = 169.254.169.254\n"))
+		if _, err := New(&net.Dialer{}); err == nil || !strings.Contains(err.Error(), "ec2_metadata_service_endpoint") {
+			t.Errorf("%v", err)
+		}
+	})
 	t.Run("disabled", func(t *testing.T) {
 		t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 		s := &imdsServer{keys: node()}
@@ -573,6 +722,25 @@ func TestNewHonoursTheEnvironment(t *testing.T) {
 			t.Error("accepted")
 		}
 	})
+}
+
+// Connections acknowledge at once: a server that writes header and body apart would cost 40 ms with each further request on a connection.
+func TestConnectionsAcknowledgeAtOnce(t *testing.T) {
+	t.Parallel()
+	s := &imdsServer{keys: node()}
+	m := s.start(t)
+	transport, ok := m.token.base.(*http.Transport)
+	if !ok {
+		t.Fatalf("metadata is asked by a %T", m.token.base)
+	}
+	conn, err := transport.DialContext(t.Context(), "tcp", "any:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, ok := conn.(*quickack.Conn); !ok {
+		t.Errorf("the connection is a %T", conn)
+	}
 }
 
 func TestDisabledByTheEnvironment(t *testing.T) {

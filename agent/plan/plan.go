@@ -75,6 +75,7 @@ func (c Candidates) Plan(enis []ENI, r Rules) Plan {
 		d := decide(a, c.own[a.Link.Index], enis, r)
 		d.CheckHolder = d.Reason == ReasonWanted && (cni == nil || cni[d.ENI.SubnetID])
 		d.CheckENI = d.CheckHolder && d.ENI.DeviceIndex != 0
+		d.PrimaryUnknown = d.CheckHolder && cni == nil && !slices.Contains(r.VPCCNISubnets, d.ENI.SubnetID)
 		switch d.Reason {
 		case ReasonWanted:
 			p.Assign = append(p.Assign, d)
@@ -193,7 +194,7 @@ func dropDuplicates(assign, skipped []Decision) (kept, rest []Decision) {
 	}
 	for i, d := range assign {
 		if latest[d.Address.Addr] != i {
-			d.Reason, d.CheckHolder, d.CheckENI = ReasonDuplicate, false, false
+			d.Reason, d.CheckHolder, d.CheckENI, d.PrimaryUnknown = ReasonDuplicate, false, false, false
 			skipped = append(skipped, d)
 			continue
 		}

@@ -607,7 +607,7 @@ func TestExplain(t *testing.T) {
 		ReasonInPrefix:        {"192.168.7.5", "net1", "eni-b1"},
 		ReasonOutsideSubnet:   {"192.168.7.5", "net1", "eni-b1", "subnet-b", "10.0.16.0/20", "2001:db8:0:b::/64", "NetworkAttachmentDefinition", "ignore"},
 		ReasonReserved:        {"192.168.7.5", "net1", "subnet-b", "10.0.16.0/20", "NetworkAttachmentDefinition"},
-		ReasonForeignMAC:      {"192.168.7.5", "net1", net1.MAC, "macvlan", "subnet-b", "ipvlan"},
+		ReasonForeignMAC:      {"192.168.7.5", "net1", net1.MAC, "subnet-b", "NetworkAttachmentDefinition"},
 		ReasonAmbiguousSubnet: {"192.168.7.5", "net1", "ipvlan"},
 		ReasonPrimaryENI:      {"192.168.7.5", "net1", "eni-b1", "device index 0", "VPC CNI"},
 		ReasonIgnored:         {"192.168.7.5", "ignore"},
@@ -629,6 +629,26 @@ func TestExplain(t *testing.T) {
 		}
 		if strings.Contains(got, "\n") {
 			t.Errorf("%s: %q is more than one line", reason, got)
+		}
+	}
+}
+
+// A link that has its parent's MAC is no macvlan: it was made on something that is no ENI.
+func TestExplainForeignMAC(t *testing.T) {
+	for kind, words := range map[string][]string{
+		"macvlan": {"macvlan or bridge", "use ipvlan"},
+		"ipvlan":  {"NetworkAttachmentDefinition", "master"},
+		"device":  {"NetworkAttachmentDefinition", "device"},
+	} {
+		a := on(Link{Index: 9, Name: "net9", Kind: kind, MAC: "02:00:00:00:00:09"}, "10.0.17.5/24")[0]
+		got := Decision{Address: a, ENI: eniB1, Reason: ReasonForeignMAC}.Explain()
+		for _, w := range append(words, "10.0.17.5", "net9", kind, "02:00:00:00:00:09", "subnet-b") {
+			if !strings.Contains(got, w) {
+				t.Errorf("%s: %q does not say %q", kind, got, w)
+			}
+		}
+		if kind != "macvlan" && strings.Contains(got, "use ipvlan") {
+			t.Errorf("%s: %q", kind, got)
 		}
 	}
 }
@@ -677,31 +697,36 @@ func TestSharesMAC(t *testing.T) {
 func TestMakeChecks(t *testing.T) {
 	inA := ENI{ID: "eni-a2", MAC: "02:00:00:00:00:a2", DeviceIndex: 1, SubnetID: "subnet-a", Subnets: primaryENI.Subnets}
 	onA := Link{Index: 10, Name: "net10", MAC: inA.MAC, Kind: "ipvlan"}
-	type checks struct{ Holder, ENI bool }
+	type checks struct{ Holder, ENI, PrimaryUnknown bool }
 	tests := map[string]struct {
 		addr Address
 		enis []ENI
+		cni  []string
 		want checks
 	}{
-		"another subnet":        {on(net1, "10.0.17.5/24")[0], []ENI{primaryENI, eniB1}, checks{false, false}},
-		"the primary's subnet":  {on(onA, "10.0.0.5/24")[0], []ENI{primaryENI, inA}, checks{true, true}},
-		"a primary ENI allowed": {on(onP, "10.0.0.5/24")[0], []ENI{primaryENI}, checks{true, false}},
-		"unknown primary ENI":   {on(net1, "10.0.17.5/24")[0], []ENI{eniB1}, checks{true, true}},
+		"another subnet":        {on(net1, "10.0.17.5/24")[0], []ENI{primaryENI, eniB1}, nil, checks{}},
+		"the primary's subnet":  {on(onA, "10.0.0.5/24")[0], []ENI{primaryENI, inA}, nil, checks{Holder: true, ENI: true}},
+		"a primary ENI allowed": {on(onP, "10.0.0.5/24")[0], []ENI{primaryENI}, nil, checks{Holder: true}},
+		"unknown primary ENI":   {on(net1, "10.0.17.5/24")[0], []ENI{eniB1}, nil, checks{Holder: true, ENI: true, PrimaryUnknown: true}},
+		"unknown primary ENI, a subnet of the settings": {on(net1, "10.0.17.5/24")[0], []ENI{eniB1}, []string{eniB1.SubnetID},
+			checks{Holder: true, ENI: true}},
 	}
 	for name, tt := range tests {
-		p := Make(snapshot([]Address{tt.addr}), tt.enis, Rules{PodIPs: podIPs, AllowPrimaryENI: true})
+		p := Make(snapshot([]Address{tt.addr}), tt.enis, Rules{PodIPs: podIPs, AllowPrimaryENI: true, VPCCNISubnets: tt.cni})
 		if len(p.Assign) != 1 {
 			t.Errorf("%s: %v", name, all(p))
 			continue
 		}
-		if got := (checks{p.Assign[0].CheckHolder, p.Assign[0].CheckENI}); got != tt.want {
+		if got := (checks{p.Assign[0].CheckHolder, p.Assign[0].CheckENI, p.Assign[0].PrimaryUnknown}); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
 		}
 	}
 	twins := append(on(onA, "10.0.0.5/24"), on(onP, "10.0.0.5/24")...)
-	for _, d := range Make(snapshot(twins), []ENI{primaryENI, inA}, Rules{PodIPs: podIPs, AllowPrimaryENI: true}).Skipped {
-		if d.CheckHolder || d.CheckENI {
-			t.Errorf("%s is left alone (%s) and would be checked", d.Address, d.Reason)
+	for _, enis := range [][]ENI{{primaryENI, inA}, {inA}} {
+		for _, d := range Make(snapshot(twins), enis, Rules{PodIPs: podIPs, AllowPrimaryENI: true}).Skipped {
+			if d.CheckHolder || d.CheckENI || d.PrimaryUnknown {
+				t.Errorf("%s is left alone (%s) and would be checked", d.Address, d.Reason)
+			}
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 func TestBackoffBounds(t *testing.T) {
 	caps := map[apply.Class]time.Duration{
-		apply.Unanswered: 2 * time.Second, apply.Unavailable: 2 * time.Second, apply.Expired: 2 * time.Second, apply.NoCredentials: 2 * time.Second,
+		apply.Unanswered: 2 * time.Second, apply.Unsent: 2 * time.Second, apply.Unavailable: 2 * time.Second, apply.Expired: 2 * time.Second, apply.NoCredentials: 2 * time.Second,
 		apply.Gone: 2 * time.Second, apply.Throttled: 20 * time.Second, apply.Contested: 20 * time.Second, apply.Full: 30 * time.Second,
 	}
 	for class, limit := range caps {

@@ -104,7 +104,7 @@ func (e *entry) enter(state string, reason error) {
 func (e *entry) fresh() apply.Claim {
 	d := e.decision
 	c := apply.Claim{
-		Addr: e.addr, ENI: d.ENI.ID, Subnet: d.ENI.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI,
+		Addr: e.addr, ENI: d.ENI.ID, Subnet: d.ENI.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI, PrimaryUnknown: d.PrimaryUnknown,
 		Floating: e.origin != came, TakeNothing: e.origin == found, Held: e.held,
 	}
 	if e.from != "" {

@@ -30,7 +30,8 @@ func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure
 	w.eni = ds[0].ENI
 	claims := make([]apply.Claim, len(ds))
 	for i, d := range ds {
-		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: w.eni.ID, Subnet: w.eni.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI}
+		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: w.eni.ID, Subnet: w.eni.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI,
+			PrimaryUnknown: d.PrimaryUnknown}
 	}
 	w.Log.Info("assigning addresses", "eni", w.eni.ID, "mac", w.eni.MAC, "subnet", w.eni.SubnetID, "addresses", addrsOf(ds))
 	left, last := w.settle(ctx, waiting, claims, apply.ClassOf)
