@@ -247,7 +247,8 @@ func (t *attempt) vet(ctx context.Context, claims []Claim) []Claim {
 		return free
 	}
 	held, err := t.EC2.Holders(ctx, t.subnet, addrsOf(ask))
-	if ClassOf(err) == Denied {
+	// The role's policies say so; other denials are of the credentials, and new ones may be allowed to.
+	if op := (*OpError)(nil); errors.As(err, &op) && op.Code == unauthorized {
 		var ours []Claim
 		ours, ask = partition(ask, Claim.vouched)
 		free = append(free, t.withoutReading(ctx, ours, err)...)
@@ -332,7 +333,7 @@ func (t *attempt) settleFull(claims []Claim) {
 // draws says what is known of the VPC CNI and the subnet of a claim whose holder is checked.
 func (c Claim) draws() string {
 	if c.PrimaryUnknown {
-		return "may draw from (the node's primary ENI, which tells its subnet, is not known: instance metadata lists none)"
+		return "may draw from (the node's primary ENI, which tells its subnet, is not known: neither metadata nor EC2 names one)"
 	}
 	return "draws from"
 }

@@ -126,7 +126,8 @@ const authFailure = "AuthFailure"
 // unauthorized is EC2's code for a call that the role's policies do not allow.
 const unauthorized = "UnauthorizedOperation"
 
-// accountCodes are EC2's codes for an account that may not use it; [codes] has them, too.
+// accountCodes are EC2's codes for an account that may not use it; [codes] has them, too. AWS lifts some of them by itself in hours or
+// days, which is not what a pod's start can wait for.
 var accountCodes = map[string]bool{"AccountDisabled": true, "Blocked": true, "OptInRequired": true, "PendingVerification": true}
 
 // codes is the one place that tells what an EC2 error code means. Codes that are not here are judged by their HTTP status: 5xx

@@ -130,6 +130,12 @@ func TestWithoutReading(t *testing.T) {
 				f.faults[2].err = apiError("RequestLimitExceeded", 503, "later")
 			},
 			claimsOf(a), []step{again(a), {want: map[string]string{a: "again"}, calls: []string{"holders subnet-b " + a}}}},
+		"the credentials may not search": {
+			func(f *fakeEC2) {
+				lost(f)
+				f.faults[2].err = apiError("AuthFailure", 401, "not validated")
+			},
+			claimsOf(a), forbidden(a)},
 		"a floating one beside it": {lost, append(claimsOf(b), floating(claimsOf(a))...), []step{
 			{want: map[string]string{a: "again", b: "again"}},
 			{want: map[string]string{a: "forbidden", b: "done"}, calls: []string{"holders subnet-b " + b + "," + a, "assign4 ours " + b + " reassign"}}}},

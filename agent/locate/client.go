@@ -34,7 +34,7 @@ type Dialer interface {
 // (AWS_EC2_METADATA_SERVICE_ENDPOINT, AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE, AWS_EC2_METADATA_V1_DISABLED, AWS_EC2_METADATA_DISABLED), or
 // a shared configuration file does.
 func New(dialer Dialer) (*Metadata, error) {
-	settings, err := load()
+	settings, elsewhere, err := load()
 	if err != nil {
 		return nil, err
 	}
@@ -57,22 +57,30 @@ func New(dialer Dialer) (*Metadata, error) {
 		return nil, fmt.Errorf("%q is no endpoint: want http://HOST (AWS_EC2_METADATA_SERVICE_ENDPOINT, or ec2_metadata_service_endpoint in the "+
 			"shared configuration file)", at)
 	}
-	return &Metadata{client: client, token: token, disabled: options.ClientEnableState == imds.ClientDisabled, elsewhere: elsewhere(settings)}, nil
+	return &Metadata{client: client, token: token, disabled: options.ClientEnableState == imds.ClientDisabled, elsewhere: elsewhere}, nil
 }
 
-// load reads the environment and the shared configuration files. Only what contradicts itself in the environment is a fault here: what is
-// wrong in the files, or lacks for the credentials, is told when they are needed, and metadata may be had without.
-func load() (aws.Config, error) {
+// load reads the environment and the shared configuration files, and tells whether there are credentials that do not come from metadata.
+// Only what contradicts itself in the environment is a fault here: what is wrong in the files, or lacks for the credentials, is told when they
+// are needed, and metadata may be had without.
+//
+// Nothing here waits for anybody: the one mode that would ask metadata is not used, and where the environment names credentials, none are
+// made, so that no host of theirs is looked up.
+func load() (cfg aws.Config, elsewhere bool, err error) {
 	env, err := config.NewEnvConfig()
 	if err != nil {
-		return aws.Config{}, err
+		return aws.Config{}, false, err
 	}
-	// Nothing here waits for anybody: the one mode that would ask metadata is not used.
-	loaded, err := config.LoadDefaultConfig(context.Background(), config.WithDefaultsMode(aws.DefaultsModeStandard))
+	elsewhere = named(env)
+	options := []func(*config.LoadOptions) error{config.WithDefaultsMode(aws.DefaultsModeStandard)}
+	if elsewhere {
+		options = append(options, config.WithCredentialsProvider(aws.AnonymousCredentials{}))
+	}
+	cfg, err = config.LoadDefaultConfig(context.Background(), options...)
 	if err != nil {
-		return aws.Config{ConfigSources: []any{env}}, nil //nolint:nilerr // as above
+		return aws.Config{ConfigSources: []any{env}}, elsewhere, nil //nolint:nilerr // as above
 	}
-	return loaded, nil
+	return cfg, elsewhere || shared(cfg), nil
 }
 
 // Client is the SDK's client, so that credentials and identity share one token and one connection.

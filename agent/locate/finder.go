@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
 
 	"multus-ip-manager.io/agent/plan"
 )
@@ -45,7 +46,8 @@ type Finder struct {
 	away  string
 	since time.Time
 	// half is since when metadata knows half of an ENI, or when EC2 was last asked for that; zero while it knows what it is asked for.
-	half time.Time
+	// last is when it was last asked.
+	half, last time.Time
 }
 
 // ENIs describes the ENIs with these MACs, and tells of the primary ENI at least which subnet it is in. An unknown MAC is left out.
@@ -101,6 +103,11 @@ func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]pla
 	return enis, nil
 }
 
+// is tells whether an ENI is the one in question.
+func (e *IncompleteError) is(eni plan.ENI) bool {
+	return eni.MAC == e.MAC || e.Primary && isPrimary(eni)
+}
+
 // other gives what metadata answered, or what EC2 does where metadata has known half of an ENI for too long. That EC2 does not tell either is
 // no fault of its own: metadata may know the rest soon, and not every pod may ask EC2.
 func (f *Finder) other(ctx context.Context, enis []plan.ENI, err error, ask func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
@@ -111,9 +118,13 @@ func (f *Finder) other(ctx context.Context, enis []plan.ENI, err error, ask func
 	if failure == nil {
 		enis, failure = ask(ctx, source)
 	}
+	if half := (*IncompleteError)(nil); failure == nil && errors.As(err, &half) && !slices.ContainsFunc(enis, half.is) {
+		// An ENI that is being replaced is detached for EC2 while metadata has the rest of it.
+		failure = errors.New("it knows of no such ENI on this node")
+	}
 	if failure != nil {
-		f.Log.Debug("EC2 does not tell what metadata knows half of", "metadata", err, "error", failure)
-		return nil, err
+		// EC2's failure is not wrapped: what is waited for is metadata.
+		return nil, fmt.Errorf("%w (EC2, asked instead: %v)", err, failure) //nolint:errorlint // on purpose
 	}
 	f.Log.Info("metadata knows half of an ENI; the node's ENIs are asked of EC2", "error", err)
 	return enis, nil
@@ -123,10 +134,11 @@ func (f *Finder) other(ctx context.Context, enis []plan.ENI, err error, ask func
 func (f *Finder) halfForLong(err error) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer func() { f.last = time.Now() }()
 	switch {
 	case !errors.Is(err, ErrIncomplete):
 		f.half = time.Time{}
-	case f.half.IsZero():
+	case f.half.IsZero() || time.Since(f.last) > 2*halfFor: // nobody has looked for a while
 		f.half = time.Now()
 	case time.Since(f.half) >= halfFor:
 		f.half = time.Now() // EC2 is not asked again for as long
@@ -171,9 +183,16 @@ func (f *Finder) gone() string {
 	return f.away
 }
 
-// elsewhere tells whether the SDK takes credentials from elsewhere than metadata: keys of the environment or of a shared file, a web
-// identity (IRSA), or an endpoint of its own (EKS Pod Identity, ECS). Without any it ends at metadata.
-func elsewhere(cfg aws.Config) bool {
+// named tells whether the environment has credentials that do not come from metadata: keys, a web identity (IRSA), or an endpoint of its
+// own (EKS Pod Identity, ECS).
+func named(env config.EnvConfig) bool {
+	return env.Credentials.HasKeys() ||
+		env.WebIdentityTokenFilePath != "" && env.RoleARN != "" ||
+		env.ContainerCredentialsEndpoint != "" || env.ContainerCredentialsRelativePath != ""
+}
+
+// shared tells whether the SDK found credentials that do not come from metadata in a shared file. Without any it ends at metadata.
+func shared(cfg aws.Config) bool {
 	from, ok := cfg.Credentials.(aws.CredentialProviderSource)
 	return ok && !slices.Contains(from.ProviderSources(), aws.CredentialSourceIMDS)
 }

@@ -59,11 +59,12 @@ func TestListed(t *testing.T) {
 type ec2Source struct {
 	calls int
 	err   error
+	mac   string // of the ENI that it knows
 }
 
 func (e *ec2Source) ENIs(context.Context, []string) ([]plan.ENI, error) {
 	e.calls++
-	return []plan.ENI{{ID: "eni-by-ec2"}}, e.err
+	return []plan.ENI{{ID: "eni-by-ec2", MAC: e.mac, DeviceIndex: 1}}, e.err
 }
 
 func (e *ec2Source) All(ctx context.Context) ([]plan.ENI, error) { return e.ENIs(ctx, nil) }
@@ -293,6 +294,11 @@ func TestElsewhere(t *testing.T) {
 		"a role by metadata": {config: "[default]\nrole_arn = arn:aws:iam::123456789012:role/telco\ncredential_source = Ec2InstanceMetadata\n",
 			want: false},
 		"a file that is none": {config: "<html>", want: false},
+		"IRSA, and a profile that is missing": {want: true,
+			env: map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "arn", "AWS_PROFILE": "telco"}},
+		"IRSA, and certificates that are missing": {want: true,
+			env: map[string]string{"AWS_WEB_IDENTITY_TOKEN_FILE": "/t", "AWS_ROLE_ARN": "arn", "AWS_CA_BUNDLE": "/nowhere"}},
+		"an endpoint of a name that is none": {want: true, env: map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://credentials.invalid/v1"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -328,7 +334,7 @@ func TestFinderHalfForLong(t *testing.T) {
 	irsa(t, false)
 	s := &imdsServer{keys: halfNode()}
 	s.inBubble(t, func(t *testing.T, m *Metadata) {
-		source := &ec2Source{}
+		source := &ec2Source{mac: mac1}
 		f := finder(m, source)
 		look := func(asked int, want error) {
 			t.Helper()
@@ -346,16 +352,41 @@ func TestFinderHalfForLong(t *testing.T) {
 		pass(halfFor)
 		source.err = errors.New("denied")
 		look(2, ErrIncomplete)
+		// EC2 does not have it on this node: it is not taken for an unknown one.
+		source.err, source.mac = nil, mac0
+		pass(halfFor)
+		look(3, ErrIncomplete)
 		pass(halfFor)
 		f.Connect = func(context.Context) (Source, error) { return nil, ErrNoMetadata }
-		look(2, ErrIncomplete)
-		// An answer between starts the time anew.
-		f.Connect, source.err = func(context.Context) (Source, error) { return source, nil }, nil
+		look(3, ErrIncomplete)
+		// An answer between starts the time anew, and so does a time in which nobody looks.
+		f.Connect, source.mac = func(context.Context) (Source, error) { return source, nil }, mac1
 		pass(halfFor)
 		if _, err := f.All(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		look(2, ErrIncomplete)
+		look(3, ErrIncomplete)
+		pass(2*halfFor + 1)
+		look(3, ErrIncomplete)
+		pass(halfFor)
+		look(4, nil)
+	})
+}
+
+// What EC2 says is told with what metadata says, whose fault it stays.
+func TestFinderTellsBoth(t *testing.T) {
+	irsa(t, false)
+	s := &imdsServer{keys: halfNode()}
+	s.inBubble(t, func(t *testing.T, m *Metadata) {
+		denied := errors.New("not authorized: allow ec2:DescribeNetworkInterfaces")
+		f := finder(m, &ec2Source{err: denied})
+		_, first := f.oneByOne(t.Context())
+		pass(halfFor)
+		_, err := f.oneByOne(t.Context())
+		if first == nil || err == nil || !strings.HasPrefix(err.Error(), first.Error()) || !strings.Contains(err.Error(), denied.Error()) ||
+			!errors.Is(err, ErrIncomplete) || errors.Is(err, denied) {
+			t.Errorf("%v, then %v", first, err)
+		}
 	})
 }
 

@@ -1,7 +1,8 @@
 // Package locate finds out which ENIs the node has, from the instance metadata service (IMDS).
 //
 // Metadata is asked for identity: which ENI has which MAC, device number, subnet and delegated prefixes. Its lists of addresses are stale
-// both ways, so they are read only for [Metadata.Listed]. Where metadata is closed to pods, a [Finder] asks EC2 instead.
+// both ways, so they are read only for [Metadata.Listed]. Where metadata is closed to pods, or goes on to know half of an ENI, a [Finder]
+// asks EC2 instead.
 package locate
 
 import (
@@ -35,8 +36,28 @@ var ErrHopLimit = errors.New("the metadata service demands a session token (IMDS
 	"raise the instance's metadata hop limit (HttpPutResponseHopLimit) to 2 or more, or give the pod credentials of its own " +
 	"(IRSA, EKS Pod Identity) and AWS_REGION")
 
-// ErrIncomplete means that metadata lists a MAC without saying yet which ENI it is: the ENI is being attached, or replaced.
+// ErrIncomplete means that metadata lists a MAC without saying yet all of which ENI it is: the ENI is being attached, or replaced. The
+// error that wraps it is an [*IncompleteError].
 var ErrIncomplete = errors.New("metadata does not tell yet which ENI has the MAC")
+
+// IncompleteError names the MAC of which metadata knows half.
+type IncompleteError struct {
+	// MAC is in lower case.
+	MAC string
+	// Primary tells that an interface of the pod does not have it, but that it may be the node's primary ENI's while no other is.
+	Primary bool
+}
+
+// Error names the MAC and why it matters.
+func (e *IncompleteError) Error() string {
+	if e.Primary {
+		return fmt.Sprintf("%v: %s, which may be that of the node's primary ENI", ErrIncomplete, e.MAC)
+	}
+	return fmt.Sprintf("%v: %s", ErrIncomplete, e.MAC)
+}
+
+// Unwrap gives [ErrIncomplete].
+func (*IncompleteError) Unwrap() error { return ErrIncomplete }
 
 // ErrNoMetadata means that nothing, or nothing useful, answered at the metadata address.
 var ErrNoMetadata = errors.New("no EC2 instance metadata")
@@ -50,7 +71,7 @@ type Metadata struct {
 	client   *imds.Client
 	token    *tokenTransport
 	disabled bool
-	// elsewhere tells that the environment has credentials that do not come from metadata.
+	// elsewhere tells that the environment or a shared file has credentials that do not come from metadata.
 	elsewhere bool
 }
 
@@ -203,10 +224,10 @@ func complete(enis []plan.ENI, needed func(mac string) bool) ([]plan.ENI, error)
 	primary := slices.ContainsFunc(enis, func(e plan.ENI) bool { return isPrimary(e) && !half(e) })
 	for _, e := range enis {
 		if half(e) && needed(e.MAC) {
-			return nil, fmt.Errorf("%w: %s", ErrIncomplete, e.MAC)
+			return nil, &IncompleteError{MAC: e.MAC}
 		}
 		if half(e) && !primary && e.DeviceIndex <= 0 {
-			return nil, fmt.Errorf("%w: %s, and no other is the node's primary ENI", ErrIncomplete, e.MAC)
+			return nil, &IncompleteError{MAC: e.MAC, Primary: true}
 		}
 	}
 	enis = slices.DeleteFunc(enis, half)

@@ -310,6 +310,11 @@ func (r *rig) namespace(t *testing.T, labels pairs) string {
 	if err := r.plane.Client.Patch(t.Context(), account, patch); err != nil {
 		t.Fatal(err)
 	}
+	// As long as the API server remembers the account as it was made, it mounts a token, into what we inject too: and then it asks us twice.
+	eventually(t, "the API server to mount no token", func() bool {
+		a := r.post(t.Context(), name, "pods", podWith(name, nil), true)
+		return a.err == nil && len(a.pod.Spec.Volumes) == 0
+	})
 	return name
 }
 

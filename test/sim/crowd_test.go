@@ -171,7 +171,11 @@ func crowdedStart(t *testing.T, mode settings.Mode, start func(context.Context, 
 			}
 		})
 	}
-	<-ec2.all
+	select {
+	case <-ec2.all:
+	case <-time.After(2 * settings.DefaultInitDeadline):
+		t.Fatalf("only %d addresses are assigned", len(ec2.holders))
+	}
 	took := ec2.last.Sub(began)
 	if mode == settings.Sidecar { // which does not end by itself
 		stop()
