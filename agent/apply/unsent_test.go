@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -167,11 +168,12 @@ func TestWithoutReading(t *testing.T) {
 // moody is a network on which connections to EC2 come to nothing at first.
 type moody struct {
 	network
-	fail func(ctx context.Context) (net.Conn, error)
+	fail   func(ctx context.Context) (net.Conn, error)
+	mended atomic.Bool
 }
 
 func (m *moody) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if strings.HasPrefix(address, "example.com:") && m.fail != nil {
+	if strings.HasPrefix(address, "example.com:") && !m.mended.Load() {
 		return m.fail(ctx)
 	}
 	return m.network.DialContext(ctx, network, address)
@@ -257,7 +259,7 @@ func TestNothingWasSent(t *testing.T) {
 					if class := classOf(t, o[0].Err); class != tt.want || o[0].Claim.Unsure() == class.Certain() {
 						t.Fatalf("class %s, unsure: %t, want %s: %v", class, o[0].Claim.Unsure(), tt.want, o[0].Err)
 					}
-					m.fail = nil
+					m.mended.Store(true)
 					pass(10 * time.Second) // whatever the first attempt kept is given up
 					applier.Attempt(t.Context(), "eni-1", "subnet-b", []Claim{o[0].Claim})
 					if want := map[bool]string{true: "AssignPrivateIpAddresses", false: "DescribeNetworkInterfaces"}[tt.want.Certain()]; len(asked) == 0 || asked[0] != want {
