@@ -21,6 +21,7 @@ import (
 	"multus-ip-manager.io/agent/apply"
 	"multus-ip-manager.io/agent/locate"
 	"multus-ip-manager.io/agent/observe"
+	"multus-ip-manager.io/agent/quickack"
 	"multus-ip-manager.io/agent/report"
 	"multus-ip-manager.io/agent/run"
 	"multus-ip-manager.io/agent/settings"
@@ -82,13 +83,10 @@ func terminationFlag(args []string) string {
 	flags.Usage = func() {}
 	path := flags.String("termination-log", settings.DefaultTerminationLog, "")
 	_ = flags.Parse(args) // what is wrong has been told
-	switch *path {
-	case "":
+	if *path == "" {
 		return settings.DefaultTerminationLog // as for the settings, empty is unset
-	case "-":
-		return ""
 	}
-	return *path
+	return settings.TerminationLog(*path)
 }
 
 // onlyAsks tells the commands that ask a running agent, or nobody.
@@ -199,18 +197,20 @@ func follow(ctx context.Context, cfg settings.Agent, log *slog.Logger) error {
 // parts connect the agent to the kernel's routes, to metadata and to EC2.
 type parts struct {
 	guard  *observe.Guard
+	dialer locate.Dialer // for all that goes to AWS
 	finder *locate.Finder
 	client *client
 }
 
 func newParts(log *slog.Logger, options ...apply.Option) (*parts, error) {
 	guard := &observe.Guard{}
-	metadata, err := locate.New(guard)
+	dialer := quickack.Dial(guard.DialContext)
+	metadata, err := locate.New(dialer)
 	if err != nil {
 		return nil, report.Fail(report.Usage, "the AWS configuration of the environment is not usable: %w", err)
 	}
-	p := &parts{guard: guard, client: &client{fetch: func(ctx context.Context) (*apply.Client, error) {
-		return apply.New(ctx, metadata, guard, log, "multus-ip-manager-"+version, options...)
+	p := &parts{guard: guard, dialer: dialer, client: &client{fetch: func(ctx context.Context) (*apply.Client, error) {
+		return apply.New(ctx, metadata, dialer, log, "multus-ip-manager-"+version, options...)
 	}}}
 	p.finder = &locate.Finder{
 		Metadata: metadata,

@@ -10,7 +10,7 @@ import (
 	"multus-ip-manager.io/agent/quickack"
 )
 
-// A server that writes the head and the body of an answer apart is not made to wait for the head's acknowledgement, on any way to AWS.
+// Connections are the dialer's own, which acknowledge at once, on any way to AWS.
 func TestConnectionsAcknowledgeAtOnce(t *testing.T) {
 	cfg := certificate(t)
 	server := httptest.NewUnstartedServer(nil)
@@ -20,9 +20,10 @@ func TestConnectionsAcknowledgeAtOnce(t *testing.T) {
 	at := server.Listener.Addr().String()
 	for _, scheme := range []string{"http", "https"} {
 		podIdentity(t, scheme+"://example.com")
-		c := newTestClient(t, &counted{to: at}, slog.New(slog.DiscardHandler))
-		for way, dial := range map[string]quickack.DialFunc{
-			"the spare connection": c.line.transport.DialContext, "a connection with TLS": c.line.transport.DialTLSContext, "the SDK's own": sdkClient(&counted{to: at}).GetTransport().DialContext,
+		dialer := quickack.Dial((&counted{to: at}).DialContext)
+		c := newTestClient(t, dialer, slog.New(slog.DiscardHandler))
+		for way, dial := range map[string]dialFunc{
+			"the spare connection": c.line.transport.DialContext, "a connection with TLS": c.line.transport.DialTLSContext, "the SDK's own": sdkClient(dialer).GetTransport().DialContext,
 		} {
 			if strings.HasSuffix(way, "TLS") && scheme == "http" {
 				continue

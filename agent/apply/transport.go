@@ -17,7 +17,6 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 
 	"multus-ip-manager.io/agent/locate"
-	"multus-ip-manager.io/agent/quickack"
 )
 
 const (
@@ -34,7 +33,7 @@ const (
 // sdkClient makes the HTTP client that the SDK gets first: it asks STS for credentials with it, and puts AWS_CA_BUNDLE into it.
 func sdkClient(dialer locate.Dialer) *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().WithTimeout(credentialsTimeout).WithTransportOptions(func(t *http.Transport) {
-		t.DialContext = quickack.Dial(dialer.DialContext)
+		t.DialContext = dialer.DialContext
 		t.ForceAttemptHTTP2 = false
 		t.TLSHandshakeTimeout = attemptTimeout
 		t.IdleConnTimeout = idleTimeout
@@ -57,7 +56,7 @@ func endpointClient(dialer locate.Dialer) *awshttp.BuildableClient {
 // line is the way to the EC2 endpoint: a transport that takes its first connection after a quiet time from a spare one.
 type line struct {
 	endpoint  *url.URL
-	connect   quickack.DialFunc
+	dialer    locate.Dialer
 	transport *http.Transport
 	tls       *tls.Config
 	// direct tells that no proxy is in between. Where there is one, connections are the transport's business alone.
@@ -67,7 +66,7 @@ type line struct {
 
 // newLine makes the way to the endpoint out of the SDK's transport, which has the environment's certificates.
 func newLine(transport *http.Transport, dialer locate.Dialer, endpoint *url.URL) (*line, error) {
-	l := &line{endpoint: endpoint, connect: quickack.Dial(dialer.DialContext), transport: transport, tls: transport.TLSClientConfig.Clone()}
+	l := &line{endpoint: endpoint, dialer: dialer, transport: transport, tls: transport.TLSClientConfig.Clone()}
 	l.tls.ClientSessionCache = tls.NewLRUClientSessionCache(sessions)
 	l.tls.NextProtos = []string{"http/1.1"}
 	l.spare.dial = l.dial
@@ -77,7 +76,7 @@ func newLine(transport *http.Transport, dialer locate.Dialer, endpoint *url.URL)
 		return nil, err
 	}
 	if l.direct = proxy == nil; l.direct {
-		transport.DialContext = l.dialFor("http", l.connect)
+		transport.DialContext = l.dialFor("http", dialer.DialContext)
 		transport.DialTLSContext = l.dialFor("https", l.dialTLS)
 	}
 	return l, nil
@@ -100,7 +99,7 @@ func (l *line) Do(req *http.Request) (*http.Response, error) {
 }
 
 // dialFor gives connections to the endpoint, if it has the scheme, by way of the spare one, and any other as dial does.
-func (l *line) dialFor(scheme string, dial quickack.DialFunc) quickack.DialFunc {
+func (l *line) dialFor(scheme string, dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		if l.endpoint.Scheme == scheme && address == addressOf(l.endpoint) {
 			return l.spare.take(ctx)
@@ -109,10 +108,12 @@ func (l *line) dialFor(scheme string, dial quickack.DialFunc) quickack.DialFunc 
 	}
 }
 
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
 // dial opens a connection to the endpoint.
 func (l *line) dial(ctx context.Context) (net.Conn, error) {
 	if l.endpoint.Scheme == "http" {
-		return l.connect(ctx, "tcp", addressOf(l.endpoint))
+		return l.dialer.DialContext(ctx, "tcp", addressOf(l.endpoint))
 	}
 	return l.dialTLS(ctx, "tcp", addressOf(l.endpoint))
 }
@@ -122,7 +123,7 @@ func (l *line) dialTLS(ctx context.Context, network, address string) (net.Conn, 
 	if err != nil {
 		return nil, err
 	}
-	raw, err := l.connect(ctx, network, address)
+	raw, err := l.dialer.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

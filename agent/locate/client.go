@@ -13,8 +13,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
-
-	"multus-ip-manager.io/agent/quickack"
 )
 
 const (
@@ -41,7 +39,7 @@ func New(dialer Dialer) (*Metadata, error) {
 	token := &tokenTransport{base: &http.Transport{
 		// Metadata is link-local: a proxy must never see these requests, they carry credentials.
 		Proxy:               nil,
-		DialContext:         quickack.Dial(dialer.DialContext),
+		DialContext:         dialer.DialContext,
 		MaxIdleConnsPerHost: parallelReads,
 		IdleConnTimeout:     5 * time.Second,
 	}}

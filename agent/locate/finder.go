@@ -82,12 +82,12 @@ func (f *Finder) Listed(ctx context.Context, macs []string) (map[string]Listing,
 func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]plan.ENI, error), other func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
 	if !f.Metadata.elsewhere {
 		enis, err := metadata(ctx)
-		return f.other(ctx, enis, err, other)
+		return f.complete(ctx, enis, err, other)
 	}
 	if f.gone() == "" {
 		enis, err := look(ctx, metadata)
 		if !isAway(ctx, err) {
-			return f.other(ctx, enis, err, other)
+			return f.complete(ctx, enis, err, other)
 		}
 		f.note(err)
 	}
@@ -103,14 +103,9 @@ func (f *Finder) find(ctx context.Context, metadata func(context.Context) ([]pla
 	return enis, nil
 }
 
-// is tells whether an ENI is the one in question.
-func (e *IncompleteError) is(eni plan.ENI) bool {
-	return eni.MAC == e.MAC || e.Primary && isPrimary(eni)
-}
-
-// other gives what metadata answered, or what EC2 does where metadata has known half of an ENI for too long. That EC2 does not tell either is
+// complete gives what metadata answered, or what EC2 does where metadata has known half of an ENI for too long. That EC2 does not tell either is
 // no fault of its own: metadata may know the rest soon, and not every pod may ask EC2.
-func (f *Finder) other(ctx context.Context, enis []plan.ENI, err error, ask func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
+func (f *Finder) complete(ctx context.Context, enis []plan.ENI, err error, ask func(context.Context, Source) ([]plan.ENI, error)) ([]plan.ENI, error) {
 	if !f.halfForLong(err) {
 		return enis, err
 	}

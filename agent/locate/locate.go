@@ -59,6 +59,11 @@ func (e *IncompleteError) Error() string {
 // Unwrap gives [ErrIncomplete].
 func (*IncompleteError) Unwrap() error { return ErrIncomplete }
 
+// is tells whether an ENI is the one in question.
+func (e *IncompleteError) is(eni plan.ENI) bool {
+	return eni.MAC == e.MAC || e.Primary && isPrimary(eni)
+}
+
 // ErrNoMetadata means that nothing, or nothing useful, answered at the metadata address.
 var ErrNoMetadata = errors.New("no EC2 instance metadata")
 

@@ -9,6 +9,11 @@ import (
 // DialFunc opens a connection, as [net.Dialer.DialContext] does.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
+// DialContext calls the function, which so is a dialer.
+func (f DialFunc) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return f(ctx, network, address)
+}
+
 // Dial gives a function that opens connections as dial does and makes each one a [Conn]. What is no TCP connection, or opened on a system
 // without such an option, is left as it is.
 func Dial(dial DialFunc) DialFunc {

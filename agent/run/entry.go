@@ -102,11 +102,8 @@ func (e *entry) enter(state string, reason error) {
 
 // fresh makes the claim of the present addition.
 func (e *entry) fresh() apply.Claim {
-	d := e.decision
-	c := apply.Claim{
-		Addr: e.addr, ENI: d.ENI.ID, Subnet: d.ENI.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI, PrimaryUnknown: d.PrimaryUnknown,
-		Floating: e.origin != came, TakeNothing: e.origin == found, Held: e.held,
-	}
+	c := claimOf(e.decision)
+	c.Floating, c.TakeNothing, c.Held = e.origin != came, e.origin == found, e.held
 	if e.from != "" {
 		c = c.Following(e.from)
 	}

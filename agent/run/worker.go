@@ -25,13 +25,17 @@ type worker struct {
 	failures []failure
 }
 
+// claimOf makes the claim of an address that came with the pod.
+func claimOf(d plan.Decision) apply.Claim {
+	return apply.Claim{Addr: d.Address.Addr, ENI: d.ENI.ID, Subnet: d.ENI.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI, PrimaryUnknown: d.PrimaryUnknown}
+}
+
 // run makes attempts until all addresses are settled. Calls are bounded by ctx, pauses end with waiting too.
 func (w *worker) run(ctx, waiting context.Context, ds []plan.Decision) []failure {
 	w.eni = ds[0].ENI
 	claims := make([]apply.Claim, len(ds))
 	for i, d := range ds {
-		claims[i] = apply.Claim{Addr: d.Address.Addr, ENI: w.eni.ID, Subnet: w.eni.SubnetID, CheckHolder: d.CheckHolder, CheckENI: d.CheckENI,
-			PrimaryUnknown: d.PrimaryUnknown}
+		claims[i] = claimOf(d)
 	}
 	w.Log.Info("assigning addresses", "eni", w.eni.ID, "mac", w.eni.MAC, "subnet", w.eni.SubnetID, "addresses", addrsOf(ds))
 	left, last := w.settle(ctx, waiting, claims, apply.ClassOf)

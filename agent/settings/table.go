@@ -135,14 +135,17 @@ func clusterRows() []Row {
 			func(a *Agent, v int) { a.MetricsPort = v }),
 		parsed("termination-log", "termination-log", "a file name, or - for none",
 			"file that receives the one-line termination message", every(DefaultTerminationLog),
-			func(s string) (string, error) { return s, nil },
-			func(a *Agent, v string) {
-				if v == "-" {
-					v = ""
-				}
-				a.TerminationLog = v
-			}),
+			func(s string) (string, error) { return TerminationLog(s), nil },
+			func(a *Agent, v string) { a.TerminationLog = v }),
 	}
+}
+
+// TerminationLog gives the file that a setting names for the termination message, "" for none.
+func TerminationLog(setting string) string {
+	if setting == "-" {
+		return ""
+	}
+	return setting
 }
 
 // parsed builds a row whose checker and whose way into Agent are one parser.

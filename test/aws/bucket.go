@@ -38,12 +38,28 @@ func defaultBucket(name string) Bucket {
 	return Bucket{50, 5}
 }
 
-type buckets map[string]*level
-
-type level struct {
+// Level is how full a bucket is.
+type Level struct {
+	rule   Bucket
 	tokens float64
 	at     time.Time
 }
+
+// Full gives the level of a bucket that is full.
+func (b Bucket) Full(now time.Time) *Level { return &Level{rule: b, tokens: b.Size, at: now} }
+
+// Take takes a token and says whether there was one.
+func (l *Level) Take(now time.Time) bool {
+	l.tokens = min(l.rule.Size, l.tokens+l.rule.Refill*now.Sub(l.at).Seconds())
+	l.at = now
+	if l.tokens < 1 {
+		return false
+	}
+	l.tokens--
+	return true
+}
+
+type buckets map[string]*Level
 
 // take takes a token and says whether there was one.
 func (b buckets) take(name string, cfg map[string]Bucket, now time.Time) bool {
@@ -56,16 +72,11 @@ func (b buckets) take(name string, cfg map[string]Bucket, now time.Time) bool {
 	}
 	l := b[name]
 	if l == nil {
-		l = &level{tokens: rule.Size, at: now}
+		l = rule.Full(now)
 		b[name] = l
 	}
-	l.tokens = min(rule.Size, l.tokens+rule.Refill*now.Sub(l.at).Seconds())
-	l.at = now
-	if l.tokens < 1 {
-		return false
-	}
-	l.tokens--
-	return true
+	l.rule = rule // it may be tuned at any time
+	return l.Take(now)
 }
 
 // These stand for wildcards in a pattern that has been read; no text holds them.

@@ -37,9 +37,7 @@ type throttledEC2 struct {
 	apply.EC2
 
 	mu      sync.Mutex
-	bucket  aws.Bucket
-	tokens  float64
-	at      time.Time
+	level   *aws.Level
 	asked   int
 	holders map[netip.Addr]string
 	last    time.Time
@@ -52,13 +50,10 @@ func (e *throttledEC2) AssignIPv4(ctx context.Context, eni string, addrs []netip
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
-	e.tokens = min(e.bucket.Size, e.tokens+e.bucket.Refill*now.Sub(e.at).Seconds())
-	e.at = now
 	e.asked++
-	if e.tokens < 1 {
+	if !e.level.Take(now) {
 		return nil, &apply.OpError{Op: assign4, ENI: eni, Addrs: addrs, Class: apply.Throttled, Err: errors.New("RequestLimitExceeded")}
 	}
-	e.tokens--
 	for _, a := range addrs {
 		e.holders[a] = eni
 	}
@@ -154,7 +149,7 @@ func TestCrowdedStart(t *testing.T) {
 func crowdedStart(t *testing.T, mode settings.Mode, start func(context.Context, run.Agent, crowded) error) {
 	bucket := aws.PublishedBuckets()["AssignPrivateIpAddresses"]
 	began := time.Now()
-	ec2 := &throttledEC2{bucket: bucket, tokens: bucket.Size, at: began, holders: map[netip.Addr]string{}, all: make(chan struct{})}
+	ec2 := &throttledEC2{level: bucket.Full(began), holders: map[netip.Addr]string{}, all: make(chan struct{})}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var agents sync.WaitGroup
